@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all their set-up themselves: a virtual environment in .venv with uv
+# inside it, and the pinned versions of constraints.txt. They need Python 3.10 or newer, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint typecheck clean install
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[all,dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/deploykit demo --out demo-output
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy cannot follow the folder mapping of an editable install, so it sees the tree through links.
+typecheck: $(STAMP)
+	rm -rf .typecheck && mkdir -p .typecheck/deploykit
+	for entry in deploykit/*; do ln -s "../../$$entry" .typecheck/deploykit/; done
+	for folder in training exporters runtimes plugins_trt; do ln -s "../../$$folder" .typecheck/deploykit/; done
+	cd .typecheck && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml -p deploykit
+
+test: lint typecheck
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+clean:
+	rm -rf $(VENV) .typecheck demo-output build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Exporters: checkpoint to ONNX (and later TensorRT), with the parity of every stage measured."""

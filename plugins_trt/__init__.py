@@ -1,0 +1,1 @@
+"""The NMS and RoIAlign operators for TensorRT: references, kernels and registration."""

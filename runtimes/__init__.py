@@ -1,0 +1,1 @@
+"""Runtimes: ``Detector`` and its backends, host preprocessing, image and video sources."""

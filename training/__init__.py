@@ -1,0 +1,1 @@
+"""Training: config reader, registry, models, data, trainer and evaluation."""
