@@ -24,9 +24,9 @@ lint: $(STAMP)
 
 # mypy cannot follow the folder mapping of an editable install, so it sees the tree through links.
 typecheck: $(STAMP)
-	rm -rf .typecheck && mkdir -p .typecheck/deploykit
-	for entry in deploykit/*; do ln -s "../../$$entry" .typecheck/deploykit/; done
-	for folder in training exporters runtimes plugins_trt; do ln -s "../../$$folder" .typecheck/deploykit/; done
+	mkdir -p .typecheck/deploykit
+	for entry in deploykit/* training exporters runtimes plugins_trt; do \
+		ln -sfn "../../$$entry" ".typecheck/deploykit/$$(basename $$entry)"; done
 	cd .typecheck && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml -p deploykit
 
 test: lint typecheck
