@@ -1,0 +1,1 @@
+"""The demo: train, export, prove and time a detector on real images."""
