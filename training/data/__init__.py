@@ -1,0 +1,33 @@
+"""Data: COCO data sets, the transform pipeline, samplers and the loader."""
+
+from deploykit.training.data import transforms
+from deploykit.training.data.build import build_dataloader, build_dataset
+from deploykit.training.data.coco import CocoDataset
+from deploykit.training.data.collate import collate
+from deploykit.training.data.dataset import DetectionDataset, PipelineDataset, UnusableSampleError
+from deploykit.training.data.loader import DetectionLoader
+from deploykit.training.data.report import AnnotationReport
+from deploykit.training.data.sample import ImageRecord, Sample
+from deploykit.training.data.samplers import (
+    AspectRatioBatchSampler,
+    DefaultSampler,
+    InfiniteSampler,
+)
+
+__all__ = [
+    "AnnotationReport",
+    "AspectRatioBatchSampler",
+    "CocoDataset",
+    "DefaultSampler",
+    "DetectionDataset",
+    "DetectionLoader",
+    "ImageRecord",
+    "InfiniteSampler",
+    "PipelineDataset",
+    "Sample",
+    "UnusableSampleError",
+    "build_dataloader",
+    "build_dataset",
+    "collate",
+    "transforms",
+]
