@@ -1,0 +1,112 @@
+"""PyTorch as a backend: the reference that every other engine is compared with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploykit.errors import BackendError, UsageError
+from deploykit.optional_imports import import_optional
+from deploykit.runtimes.backend import one_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from deploykit.training.model_spec import LoadedModel
+
+
+class PyTorchBackend:
+    """Runs the ``predict`` of a checkpoint in eager PyTorch.
+
+    Inferences of several threads run one after the other.
+
+    Args:
+        path: A ``.pth`` checkpoint that holds its config (as deploykit and MMDetection write it).
+        device: Any torch device, or ``"auto"`` for CUDA where there is one, else the CPU.
+        num_threads: Threads that PyTorch uses on the CPU, **in the whole process**: PyTorch knows
+            no other way.
+        channels_last: Whether the weights are laid out channels-last. Convolutions are faster so on
+            most hardware; the results differ in the last bits.
+
+    Raises:
+        BackendError: The device is not available.
+        CheckpointError: The checkpoint is damaged or does not fit its model.
+    """
+
+    name = "pytorch"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        num_threads: int | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self._torch: Any = import_optional("torch", "train", "Running a .pth checkpoint")
+        from deploykit.training.model_spec import load_model
+
+        self.path = Path(path)
+        chosen = _choose_device(self._torch, device)
+        if num_threads is not None:
+            self._torch.set_num_threads(num_threads)
+        loaded: LoadedModel = load_model(self.path, device=str(chosen))
+        self.spec = loaded.spec
+        self.device = str(chosen)
+        self._model: Any = loaded.model
+        if channels_last:
+            self._model = self._model.to(memory_format=self._torch.channels_last)
+        self._lock = Lock()
+
+    def infer(
+        self, images: npt.NDArray[np.uint8], image_sizes: npt.NDArray[np.int32]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run the network on one batch; see ``Backend.infer``."""
+        torch = self._torch
+        with self._lock, torch.inference_mode():
+            if self._model is None:
+                raise BackendError(f"{self.path} is closed; open it again to detect")
+            try:
+                batch = torch.from_numpy(images).to(self.device)
+                sizes = None
+                if self.spec.input.image_sizes_input:
+                    sizes = torch.from_numpy(image_sizes).to(self.device)
+                outputs = self._model.predict(batch, sizes)
+                return {
+                    name: output.cpu().numpy()
+                    for name, output in zip(self.spec.output.names, outputs, strict=True)
+                }
+            except RuntimeError as error:  # torch's own failures, out of memory among them
+                raise BackendError(
+                    f"PyTorch failed on {self.path} with an input of shape {list(images.shape)}: "
+                    f"{one_line(error)}"
+                ) from error
+
+    def close(self) -> None:
+        """Release the model; an inference that is under way finishes first."""
+        with self._lock:
+            self._model = None
+
+
+def _choose_device(torch: Any, device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(
+            f"unknown device '{device}'; expected auto, cpu, cuda, cuda:N or another torch device"
+        ) from None
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise BackendError(
+                f"device '{device}' is not available: PyTorch sees {count} CUDA device(s)"
+            )
+    found: torch.device = chosen
+    return found
