@@ -1,0 +1,1 @@
+"""Label assigners: which predictions are responsible for which objects."""

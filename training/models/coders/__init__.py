@@ -1,0 +1,1 @@
+"""Box coders: predicted numbers to boxes and back."""

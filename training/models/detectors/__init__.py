@@ -1,0 +1,1 @@
+"""Detectors: backbone, neck and head as one model."""

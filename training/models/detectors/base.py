@@ -1,0 +1,90 @@
+"""What every detector can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, overload
+
+from torch import Tensor, nn
+
+from deploykit.training.models.heads.dense_detections import DetectionTensors
+from deploykit.training.models.weight_init import InitConfig, initialize
+from deploykit.training.registry import MODELS
+from deploykit.training.structures import Batch
+
+
+class BaseDetector(nn.Module, ABC):
+    """A network from images to losses in training and to detections otherwise.
+
+    ``predict`` is what ``torch.export`` exports: its shapes depend on the shape of the input alone,
+    and no image of a batch influences another. Call it in eval mode and without gradients.
+
+    Args:
+        data_preprocessor: Config of the data preprocessor; the default passes BGR pixels on as
+            they are.
+        init_cfg: Config of the initialisation of the whole, usually pretrained weights.
+    """
+
+    def __init__(
+        self, data_preprocessor: Mapping[str, Any] | None = None, init_cfg: InitConfig = None
+    ) -> None:
+        super().__init__()
+        self.data_preprocessor: nn.Module = MODELS.build(
+            data_preprocessor or {}, type="DetDataPreprocessor"
+        )
+        self.init_cfg = init_cfg
+
+    @property
+    @abstractmethod
+    def size_divisor(self) -> int:
+        """What height and width of the network input must be multiples of."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute the training losses.
+
+        Args:
+            batch: Images and ground truth.
+
+        Returns:
+            Scalars; the sum of those with "loss" in their name is minimised.
+        """
+
+    @abstractmethod
+    def predict(self, images: Tensor, image_sizes: Tensor | None = None) -> DetectionTensors:
+        """Detect objects.
+
+        Args:
+            images: uint8 [B, H, W, 3], RGB; H and W are multiples of ``size_divisor``.
+            image_sizes: int32 [B, 2], (height, width) of each image where it does not fill the
+                batch: the rest counts as padding and boxes are clipped to the image. ``None`` where
+                the test pipeline pads the images itself.
+
+        Returns:
+            Boxes float32 [B, K, 4] (xyxy in pixels of the network input), scores float32 [B, K]
+            (descending), labels int32 [B, K] and the number of detections int32 [B]. Rows past that
+            number are zero, with label -1.
+        """
+
+    @overload
+    def forward(self, inputs: Batch) -> dict[str, Tensor]: ...
+
+    @overload
+    def forward(self, inputs: Tensor, image_sizes: Tensor | None = None) -> DetectionTensors: ...
+
+    def forward(
+        self, inputs: Batch | Tensor, image_sizes: Tensor | None = None
+    ) -> dict[str, Tensor] | DetectionTensors:
+        """Return the ``loss`` of a batch or ``predict`` on images."""
+        if isinstance(inputs, Batch):
+            return self.loss(inputs)
+        return self.predict(inputs, image_sizes)
+
+    def init_weights(self) -> None:
+        """Initialise the weights: each part in its own way, then ``init_cfg`` of the whole."""
+        for module in self.children():
+            init = getattr(module, "init_weights", None)
+            if init is not None:
+                init()
+        initialize(self, self.init_cfg, "detector")

@@ -1,0 +1,136 @@
+"""From the dense predictions of a one-stage head to detections, in fixed shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deploykit.errors import ConfigError
+from deploykit.training.ops.batched_nms import batched_nms
+
+# boxes f32 [B, K, 4], scores f32 [B, K], labels i32 [B, K], num_dets i32 [B]
+DetectionTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class DenseTestConfig:
+    """The ``test_cfg`` of a one-stage detector.
+
+    Args:
+        score_thr: Candidates must score higher than this.
+        nms_pre: Candidates kept per level before suppression; ``None`` keeps all.
+        min_bbox_size: Boxes must be wider and higher than this, in pixels of the network input;
+            negative: no such rule.
+        iou_threshold: Boxes that overlap a better one of their class by more are suppressed.
+        class_agnostic: Boxes of other classes suppress too.
+        max_per_img: Number of detections per image, K.
+    """
+
+    score_thr: float = 0.05
+    nms_pre: int | None = 1000
+    min_bbox_size: float = -1.0
+    iou_threshold: float = 0.5
+    class_agnostic: bool = False
+    max_per_img: int = 100
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | None) -> DenseTestConfig:
+        """Read a ``test_cfg`` dict with MMDetection's keys.
+
+        Raises:
+            ConfigError: A key is unknown, or the suppression is not plain ``nms``.
+        """
+        options = dict(config or {})
+        nms = dict(options.pop("nms", None) or {"type": "nms", "iou_threshold": 0.5})
+        # split_thr bounds memory in MMDetection and does not change the result.
+        unknown = options.keys() - {
+            "score_thr", "nms_pre", "min_bbox_size", "max_per_img", "multi_label"
+        } | nms.keys() - {"type", "iou_threshold", "class_agnostic", "split_thr"}  # fmt: skip
+        if unknown:
+            raise ConfigError(f"test_cfg: unknown keys {sorted(unknown)}")
+        if nms.pop("type", "nms") != "nms":
+            raise ConfigError("test_cfg.nms.type must be 'nms'; soft NMS has no fixed shape")
+        if not options.pop("multi_label", True):
+            raise ConfigError("test_cfg.multi_label=False is not supported")
+        nms_pre = options.pop("nms_pre", -1)
+        nms.pop("split_thr", None)
+        result = cls(nms_pre=nms_pre if nms_pre > 0 else None, **options, **nms)
+        if result.max_per_img < 1:
+            raise ConfigError(f"test_cfg.max_per_img must be positive, got {result.max_per_img}")
+        return result
+
+
+def top_candidates(logits: Tensor, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Pick the best (location, class) pairs of one level.
+
+    Args:
+        logits: float32 [B, C, H, W].
+        count: How many to pick; all if ``None`` or more than there are.
+
+    Returns:
+        Logits float32 [B, k], classes int64 [B, k] and locations int64 [B, k] (row-major index into
+        the H * W cells), best first.
+    """
+    num_classes = logits.shape[1]
+    # Location-major order, so that the divisions below are by a constant even in dynamic shapes.
+    flat = logits.permute(0, 2, 3, 1).flatten(1)
+    total = flat.shape[1]
+    picked = total if count is None else torch.sym_min(count, total)
+    values, index = flat.topk(picked, dim=1)
+    location = torch.div(index, num_classes, rounding_mode="floor")
+    return values, index - location * num_classes, location
+
+
+def gather_rows(values: Tensor, index: Tensor) -> Tensor:
+    """Pick rows of each image.
+
+    Args:
+        values: [B, N, D].
+        index: int64 [B, k].
+
+    Returns:
+        [B, k, D].
+    """
+    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+def suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, config: DenseTestConfig
+) -> DetectionTensors:
+    """Filter candidates by score and size, suppress overlapping ones, and keep the best K.
+
+    Args:
+        boxes: float32 [B, N, 4], xyxy.
+        scores: float32 [B, N], 0..1.
+        labels: int64 [B, N].
+        config: Thresholds.
+
+    Returns:
+        Boxes float32 [B, K, 4], scores float32 [B, K] (descending), labels int32 [B, K] and the
+        number of detections int32 [B]. Rows past that number are zero, with label -1.
+    """
+    valid = scores > config.score_thr
+    if config.min_bbox_size >= 0:
+        size = boxes[..., 2:] - boxes[..., :2]
+        valid = valid & (size > config.min_bbox_size).all(dim=-1)
+    groups = torch.zeros_like(labels) if config.class_agnostic else labels
+    keep = batched_nms(
+        boxes,
+        torch.where(valid, scores, 0.0),
+        groups,
+        config.iou_threshold,
+        config.max_per_img,
+    )
+    found = keep >= 0
+    index = keep.clamp(min=0)
+    kept_boxes = gather_rows(boxes, index)
+    return (
+        torch.where(found.unsqueeze(-1), kept_boxes, 0.0),
+        torch.where(found, scores.gather(1, index), 0.0),
+        torch.where(found, labels.gather(1, index), -1).to(torch.int32),
+        found.sum(dim=1).to(torch.int32),
+    )

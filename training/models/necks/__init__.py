@@ -1,0 +1,1 @@
+"""Necks: features of the backbone to features for the head."""

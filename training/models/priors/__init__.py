@@ -1,0 +1,1 @@
+"""Prior generators: the points or boxes that predictions are relative to."""

@@ -1,0 +1,1 @@
+"""Operators that inference engines disagree about, as PyTorch custom ops."""
