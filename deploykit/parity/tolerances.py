@@ -1,0 +1,59 @@
+"""What two models may differ by and still count as the same."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from deploykit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ParityTolerances:
+    """Tolerances of a parity verdict.
+
+    The defaults are for artefacts of the same precision (PyTorch fp32 against ONNX Runtime fp32).
+
+    Args:
+        box: Largest difference of any box coordinate, in pixels of the reference's network input.
+        score: Largest difference of the scores of two matched detections.
+        count_threshold: Score from which a detection counts. Rows below it are compared too, but
+            only those that belong to a detection above it decide the verdict.
+        score_margin: A detection whose score lies within this distance of ``count_threshold`` may
+            be missing on the other side: it is listed as a boundary case and does not fail. The
+            score tolerance by default.
+        mask_iou: Smallest IoU of the masks of two matched detections, each binarised at 0.5 in the
+            frame of its box.
+        match_iou: Smallest IoU at which two boxes that differ by more than the tolerance are
+            still taken for the same object, so that the report can say by how much they differ.
+        allow_empty: Whether a comparison in which neither model found anything may pass.
+
+    Raises:
+        UsageError: A value is out of range.
+    """
+
+    box: float = 0.05
+    score: float = 1e-4
+    count_threshold: float = 0.05
+    score_margin: float | None = None
+    mask_iou: float = 0.99
+    match_iou: float = 0.5
+    allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "allow_empty" or value is None:
+                continue
+            upper = math.inf if field.name == "box" else 1.0
+            if not 0 <= value <= upper or math.isinf(value):
+                raise UsageError(
+                    f"parity tolerance {field.name} must be within 0..{upper:g}, got {value}"
+                )
+        if self.match_iou == 0:
+            raise UsageError("parity tolerance match_iou must be above 0: boxes have to overlap")
+
+    @property
+    def margin(self) -> float:
+        """The score margin around the count threshold that applies."""
+        return self.score if self.score_margin is None else self.score_margin
