@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,6 @@ import numpy.typing as npt
 from deploykit.errors import BackendError, UsageError
 from deploykit.optional_imports import import_optional
 from deploykit.runtimes.backend import one_line
-
-if TYPE_CHECKING:
-    import torch
-
-    from deploykit.training.model_spec import LoadedModel
 
 
 class PyTorchBackend:
@@ -48,19 +43,18 @@ class PyTorchBackend:
         num_threads: int | None = None,
         channels_last: bool = False,
     ) -> None:
-        self._torch: Any = import_optional("torch", "train", "Running a .pth checkpoint")
+        torch: Any = import_optional("torch", "train", "Running a .pth checkpoint")
         from deploykit.training.model_spec import load_model
 
         self.path = Path(path)
-        chosen = _choose_device(self._torch, device)
+        self.device = _choose_device(torch, device)
         if num_threads is not None:
-            self._torch.set_num_threads(num_threads)
-        loaded: LoadedModel = load_model(self.path, device=str(chosen))
+            torch.set_num_threads(num_threads)
+        loaded = load_model(self.path, device=self.device)
         self.spec = loaded.spec
-        self.device = str(chosen)
-        self._model: Any = loaded.model
-        if channels_last:
-            self._model = self._model.to(memory_format=self._torch.channels_last)
+        self._torch = torch
+        model: Any = loaded.model
+        self._model = model.to(memory_format=torch.channels_last) if channels_last else model
         self._lock = Lock()
 
     def infer(
@@ -93,9 +87,10 @@ class PyTorchBackend:
             self._model = None
 
 
-def _choose_device(torch: Any, device: str) -> torch.device:
+def _choose_device(torch: Any, device: str) -> str:
+    """Return the name of a torch device that exists."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:
@@ -108,5 +103,5 @@ def _choose_device(torch: Any, device: str) -> torch.device:
             raise BackendError(
                 f"device '{device}' is not available: PyTorch sees {count} CUDA device(s)"
             )
-    found: torch.device = chosen
-    return found
+        return f"cuda:{chosen.index or 0}"
+    return str(chosen)

@@ -44,7 +44,7 @@ def is_stream_url(source: Any) -> bool:
 
 def is_live(source: Any) -> bool:
     """Return whether ``source`` is a camera index or the URL of a stream."""
-    return _is_camera(source) or is_stream_url(source)
+    return isinstance(source, int) or is_stream_url(source)
 
 
 def is_video(source: Any) -> bool:
@@ -119,7 +119,7 @@ class VideoReader:
 
     def __init__(self, source: str | os.PathLike[str] | int) -> None:
         self.source = source
-        self.name = f"camera {source}" if _is_camera(source) else os.fspath(source)  # type: ignore[arg-type]
+        self.name = f"camera {source}" if isinstance(source, int) else os.fspath(source)
         self.frames_read = 0
         if not is_live(source):
             path = Path(self.name)
@@ -128,12 +128,12 @@ class VideoReader:
                 raise MediaError(f"expected a video file, but this is {what}: {path}")
             if path.stat().st_size == 0:
                 raise MediaError(f"{path} is empty (0 bytes)")
-        self._capture = cv2.VideoCapture(int(source) if _is_camera(source) else self.name)
+        self._capture = cv2.VideoCapture(source if isinstance(source, int) else self.name)
         if not self._capture.isOpened():
             self.close()
             hint = (
                 "there is no such camera or it is in use"
-                if _is_camera(source)
+                if isinstance(source, int)
                 else "it is damaged, truncated, unreachable or not a video"
             )
             raise MediaError(f"cannot open {self.name}: {hint}")
@@ -182,7 +182,3 @@ class VideoReader:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _is_camera(source: Any) -> bool:
-    return isinstance(source, int | np.integer) and not isinstance(source, bool)
