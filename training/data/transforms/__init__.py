@@ -1,7 +1,13 @@
 """The transforms of the data pipeline, registered by MMDetection's type names."""
 
+from deploykit.training.data.transforms.affine import Expand, RandomAffine
+from deploykit.training.data.transforms.colour import PhotoMetricDistortion, YOLOXHSVRandomAug
+from deploykit.training.data.transforms.crop import MinIoURandomCrop, RandomCrop
+from deploykit.training.data.transforms.filter import FilterAnnotations
 from deploykit.training.data.transforms.flip import RandomFlip
 from deploykit.training.data.transforms.loading import LoadAnnotations, LoadImageFromFile
+from deploykit.training.data.transforms.mixup import CachedMixUp, MixUp
+from deploykit.training.data.transforms.mosaic import CachedMosaic, Mosaic
 from deploykit.training.data.transforms.pack import PackDetInputs
 from deploykit.training.data.transforms.pad import Pad
 from deploykit.training.data.transforms.resize import (
@@ -10,19 +16,36 @@ from deploykit.training.data.transforms.resize import (
     RandomResize,
     Resize,
 )
-from deploykit.training.data.transforms.transform import CachingTransform, Pipeline, Transform
+from deploykit.training.data.transforms.transform import (
+    CachingTransform,
+    MixingTransform,
+    Pipeline,
+    Transform,
+)
 
 __all__ = [
+    "CachedMixUp",
+    "CachedMosaic",
     "CachingTransform",
+    "Expand",
+    "FilterAnnotations",
     "FixScaleResize",
     "LoadAnnotations",
     "LoadImageFromFile",
+    "MinIoURandomCrop",
+    "MixUp",
+    "MixingTransform",
+    "Mosaic",
     "PackDetInputs",
     "Pad",
+    "PhotoMetricDistortion",
     "Pipeline",
+    "RandomAffine",
     "RandomChoiceResize",
+    "RandomCrop",
     "RandomFlip",
     "RandomResize",
     "Resize",
     "Transform",
+    "YOLOXHSVRandomAug",
 ]

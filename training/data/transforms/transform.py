@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,42 @@ class CachingTransform(Transform):
     @abstractmethod
     def missing(self) -> int:
         """How many samples the cache still needs before the first one can be mixed well."""
+
+
+class MixingTransform(Transform):
+    """A transform that mixes in other samples of the data set; for ``MultiImageMixDataset``."""
+
+    @abstractmethod
+    def draw_partners(
+        self, draw: Callable[[], Sample | None], rng: np.random.Generator
+    ) -> list[Sample] | None:
+        """Draw the samples to mix in.
+
+        Args:
+            draw: Gives a random sample of the data set, or ``None`` if that one is unusable.
+            rng: The source of all randomness.
+
+        Returns:
+            The samples, or ``None`` if not enough were usable.
+        """
+
+    @abstractmethod
+    def mix(
+        self, sample: Sample, partners: list[Sample], rng: np.random.Generator
+    ) -> Sample | None:
+        """Return the sample with its partners mixed in; the partners are not changed."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample | None:
+        """Refuse: there is no data set to draw from.
+
+        Raises:
+            ConfigError: Always.
+        """
+        name = type(self).__name__
+        raise ConfigError(
+            f"{name} draws other images: put it into the pipeline of a MultiImageMixDataset, or "
+            f"use Cached{name}"
+        )
 
 
 class Pipeline:
