@@ -7,17 +7,25 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from deploykit.parity.report import ImageParity, ParityReport
+from deploykit.parity.report import ImageParity, ModelIdentity, ParityReport
 
 _WORST_IMAGES = 5
 
 
 def render_report(report: ParityReport) -> RenderableType:
     """Return the report as rich renderables: numbers, worst images, notes, verdict."""
-    parts: list[RenderableType] = [_overall(report)]
+    numbers = report.statistics()
+    parts: list[RenderableType] = [
+        Text(f"reference: {_describe(report.reference)}"),
+        Text(f"candidate: {_describe(report.candidate)}, batch size {report.batch_size}"),
+        _errors(report, numbers),
+        _counts(numbers),
+        _raw_outputs(report, numbers),
+    ]
     worst = report.worst_images(_WORST_IMAGES)
     if worst:
         parts.append(_worst(report, worst))
@@ -26,71 +34,87 @@ def render_report(report: ParityReport) -> RenderableType:
         parts.append(Text("parity: PASS", style="bold green"))
     else:
         parts.append(Text("parity: FAIL", style="bold red"))
-        parts += [Text(f"  - {reason}", style="red") for reason in report.reasons]
+        parts += [
+            Padding(Text(f"- {reason}", style="red"), (0, 0, 0, 2)) for reason in report.reasons
+        ]
     return Group(*parts)
 
 
-def _overall(report: ParityReport) -> Table:
-    reference, candidate = report.reference, report.candidate
+def _describe(model: ModelIdentity) -> str:
+    return f"{model.name} ({model.backend}, {model.precision}, {model.lowering})"
+
+
+def _errors(report: ParityReport, numbers: dict[str, Any]) -> Table:
+    tolerances = report.tolerances
     table = Table(
-        title=(
-            f"Parity: {escape(_short(reference.name))} ({reference.backend}, "
-            f"{reference.precision}) against {escape(_short(candidate.name))} "
-            f"({candidate.backend}, {candidate.precision})"
-        ),
+        title=f"Matched detections with a score of {tolerances.count_threshold:g} or more",
         title_justify="left",
     )
-    for column in ("", "mean", "p99", "max", "tolerance"):
-        table.add_column(column, justify="left" if not column else "right")
-    numbers, tolerances = report.statistics(), report.tolerances
-    _error_row(table, "box error, network input [px]", numbers["box_error_px"], tolerances.box)
-    _error_row(table, "box error, original image [px]", numbers["box_error_original_px"], None)
-    _error_row(table, "score error", numbers["score_error"], tolerances.score)
-    if numbers["mask_iou_min"] is not None:
-        lowest = f"min {numbers['mask_iou_min']:.4f}"
-        table.add_row("mask IoU", "", "", lowest, f"{tolerances.mask_iou:g}")
-    table.add_section()
-    counts = f"{numbers['reference_detections']} / {numbers['candidate_detections']}"
-    at_least = f"score >= {tolerances.count_threshold:g}"
-    table.add_row("detections, reference / candidate", "", "", counts, at_least)
-    equal = f"{numbers['images_with_equal_counts']} / {numbers['images']}"
-    table.add_row("images with equal counts", "", "", equal, "")
-    for key, limit in (("matched", ""), ("unmatched", "0"), ("label_flips", "0"), ("boundary", "")):
-        table.add_row(key.replace("_", " "), "", "", str(numbers[key]), limit)
-    table.add_section()
-    _raw_row(table, "raw outputs, all rows", numbers["raw"], numbers["images"])
-    batch = numbers["batch_invariance"]
-    if batch is not None:
-        label = f"candidate, batch {report.batch_size} against batch 1"
-        _raw_row(table, label, batch["raw"], batch["images"])
+    table.add_column("error")
+    for column in ("mean", "p99", "max", "tolerance"):
+        table.add_column(column, justify="right")
+    for name, key, limit in (
+        ("box (px of the network input)", "box_error_px", tolerances.box),
+        ("box (px of the original image)", "box_error_original_px", None),
+        ("score", "score_error", tolerances.score),
+    ):
+        errors = numbers[key]
+        values = [f"{errors[column]:.2e}" for column in ("mean", "p99", "max")]
+        style = "red" if limit is not None and errors["max"] > limit else None
+        table.add_row(name, *values, "" if limit is None else f"{limit:g}", style=style)
+    lowest = numbers["mask_iou_min"]
+    if lowest is not None:
+        style = "red" if lowest < tolerances.mask_iou else None
+        limits = f"{lowest:.4f}", f"{tolerances.mask_iou:g}"
+        table.add_row("mask IoU (max is the lowest)", "", "", *limits, style=style)
     return table
 
 
-def _error_row(table: Table, name: str, errors: dict[str, float], limit: float | None) -> None:
-    values = [f"{errors[key]:.2e}" for key in ("mean", "p99", "max")]
-    style = "red" if limit is not None and errors["max"] > limit else None
-    table.add_row(name, *values, "" if limit is None else f"{limit:g}", style=style)
+def _counts(numbers: dict[str, Any]) -> Table:
+    table = Table(title="Counts", title_justify="left", show_header=False)
+    for justify in ("left", "right", "left", "right"):
+        table.add_column(justify=justify)
+    cells = [
+        ("images", numbers["images"]),
+        ("images with equal counts", numbers["images_with_equal_counts"]),
+        ("detections of the reference", numbers["reference_detections"]),
+        ("detections of the candidate", numbers["candidate_detections"]),
+        ("matched", numbers["matched"]),
+        ("unmatched", numbers["unmatched"]),
+        ("label flips", numbers["label_flips"]),
+        ("near the threshold, one side only", numbers["boundary"]),
+    ]
+    for first, second in zip(cells[::2], cells[1::2], strict=True):
+        table.add_row(first[0], str(first[1]), second[0], str(second[1]))
+    return table
 
 
-def _raw_row(table: Table, name: str, raw: dict[str, Any], images: int) -> None:
-    boxes, scores = (
-        "not finite" if raw[key] is None else f"{raw[key]:.2e}" for key in ("boxes", "scores")
-    )
-    table.add_row(f"{name}: identical images", "", "", f"{raw['identical_images']} / {images}", "")
-    table.add_row("  boxes [px], scores", "", boxes, scores, "")
-    different = f"{raw['labels']}, {raw['order_changes']}"
-    table.add_row("  rows with other label, other order", "", "", different, "")
+def _raw_outputs(report: ParityReport, numbers: dict[str, Any]) -> Table:
+    table = Table(title="Raw outputs, all rows, row i against row i", title_justify="left")
+    table.add_column("compared")
+    for column in ("identical", "num_dets", "boxes", "scores", "labels", "reordered"):
+        table.add_column(column, justify="right")
+    rows = [("models", numbers["raw"], numbers["images"])]
+    batch = numbers["batch_invariance"]
+    if batch is not None:
+        rows.append((f"batch {report.batch_size} to batch 1", batch["raw"], batch["images"]))
+    for name, raw, images in rows:
+        boxes, scores = (
+            "not finite" if raw[key] is None else f"{raw[key]:.1e}" for key in ("boxes", "scores")
+        )
+        identical = f"{raw['identical_images']}/{images}"
+        others = (str(raw[key]) for key in ("labels", "order_changes"))
+        table.add_row(name, identical, str(raw["num_dets"]), boxes, scores, *others)
+    return table
 
 
 def _worst(report: ParityReport, images: list[ImageParity]) -> Table:
     table = Table(title="Largest differences", title_justify="left")
     table.add_column("image", overflow="fold")
-    for column in ("detections", "box [px]", "score", "unmatched", "flips"):
+    for column in ("detections", "box (px)", "score", "unmatched", "flips"):
         table.add_column(column, justify="right")
-    table.add_column("failures", overflow="fold")
     for image in images:
         agreement = image.agreement
-        failures = image.failures(report.tolerances)
         table.add_row(
             escape(_short(image.name)),
             " / ".join(map(str, agreement.counts)),
@@ -98,8 +122,7 @@ def _worst(report: ParityReport, images: list[ImageParity]) -> Table:
             f"{agreement.max_score_error:.2e}",
             str(len(agreement.unmatched)),
             str(len(agreement.label_flips)),
-            escape("; ".join(f"{one.kind}: {one.text}" for one in failures)),
-            style="red" if failures else None,
+            style="red" if image.failures(report.tolerances) else None,
         )
     return table
 

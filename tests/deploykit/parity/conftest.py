@@ -1,4 +1,4 @@
-"""Detectors whose detections a test writes down: the contract of ``Detector``, without a network."""
+"""Detectors that find what a test writes down: ``Detector``'s contract without a network."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ class FakeBackend:
 class FakeDetector:
     """Halves the image (scale factor 0.5) and answers by the value of its first pixel."""
 
-    def __init__(self, answers, batch=DimRange(1, 1, 8), scale=0.5, leak=0.0, **spec):
-        inputs = InputSpec(batch=batch, height=DimRange(1, 32, 999), width=DimRange(1, 32, 999))
+    def __init__(self, answers, batch=(1, 1, 8), scale=0.5, leak=0.0, **spec):
+        sides = DimRange(1, 32, 999)
+        inputs = InputSpec(batch=DimRange(*batch), height=sides, width=sides)
         self.spec = replace(
             ModelSpec("Fake", CLASSES, inputs, OutputSpec(max_per_img=ROWS)), **spec
         )
