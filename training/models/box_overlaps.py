@@ -46,13 +46,10 @@ def generalized_iou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
     Returns:
         float32 [...], from -1 to 1.
     """
-    inner = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(
-        boxes[..., :2], others[..., :2]
-    )
-    outer = torch.maximum(boxes[..., 2:], others[..., 2:]) - torch.minimum(
-        boxes[..., :2], others[..., :2]
-    )
-    overlap = inner.clamp(min=0).prod(dim=-1)
-    hull = outer.clamp(min=0).prod(dim=-1).clamp(min=eps)
+    (low, high), (other_low, other_high) = boxes.split(2, dim=-1), others.split(2, dim=-1)
+    inner = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(min=0)
+    outer = (torch.maximum(high, other_high) - torch.minimum(low, other_low)).clamp(min=0)
+    overlap = inner[..., 0] * inner[..., 1]
+    hull = (outer[..., 0] * outer[..., 1]).clamp(min=eps)
     union = (box_area(boxes) + box_area(others) - overlap).clamp(min=eps)
     return overlap / union - (hull - union) / hull

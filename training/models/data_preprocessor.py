@@ -67,10 +67,11 @@ class DetDataPreprocessor(nn.Module):
                 "supported, and pad_size_divisor must be at least 1"
             )
         self.normalizes = mean is not None
-        for name, values in (("mean", mean), ("std", std)):
-            if values is not None:
-                tensor = torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
-                self.register_buffer(name, tensor, persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+        for name, values in (("mean", mean or ()), ("std", std or ())):
+            tensor = torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, tensor, persistent=False)
         self.network_is_rgb = bgr_to_rgb or rgb_to_bgr
         self.pad_size_divisor = pad_size_divisor
         self.pad_value = float(pad_value)

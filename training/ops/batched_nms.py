@@ -95,7 +95,7 @@ def _extend(
     candidates = torch.cat((kept, chunk))
     candidate_labels = labels[candidates]
     survives = torch.ones(len(candidates), dtype=torch.bool)
-    groups, counts = candidate_labels.unique(return_counts=True)
+    groups, counts = torch.unique(candidate_labels, return_counts=True)
     for label in groups[counts > 1]:
         # Kept boxes stand before the new ones and overlap each other no more than allowed, so they
         # stay and suppress what they must.

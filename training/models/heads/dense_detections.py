@@ -79,7 +79,7 @@ def top_candidates(logits: Tensor, count: int | None) -> tuple[Tensor, Tensor, T
     # Location-major order, so that the divisions below are by a constant even in dynamic shapes.
     flat = logits.permute(0, 2, 3, 1).flatten(1)
     total = flat.shape[1]
-    picked = total if count is None else torch.sym_min(count, total)
+    picked = total if count is None else torch.sym_min(count, total)  # type: ignore[no-untyped-call]
     values, index = flat.topk(picked, dim=1)
     location = torch.div(index, num_classes, rounding_mode="floor")
     return values, index - location * num_classes, location

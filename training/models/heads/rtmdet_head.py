@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploykit.errors import ConfigError
+from deploykit.training.models.assigners.dynamic_soft_label_assigner import (
+    DynamicSoftLabelAssigner,
+)
 from deploykit.training.models.assigners.padded_targets import PaddedTargets
 from deploykit.training.models.heads.dense_detections import (
     DenseTestConfig,
@@ -106,7 +109,7 @@ class RTMDetHead(nn.Module):
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         self.loss_cls = MODELS.build(loss_cls)
         self.loss_bbox = MODELS.build(loss_bbox)
-        self.assigner = None
+        self.assigner: DynamicSoftLabelAssigner | None = None
         self.pos_weight = 1.0
         if train_cfg:
             self._read_train_config(train_cfg)
@@ -231,21 +234,18 @@ class RTMDetHead(nn.Module):
     def _build_layers(self) -> None:
         self.cls_convs = self._stack()
         self.reg_convs = self._stack()
-        self.rtm_cls: nn.Module = self._predictor(self.num_classes)
-        self.rtm_reg: nn.Module = self._predictor(4)
+        self.rtm_cls: Any = self._predictor(self.num_classes)
+        self.rtm_reg: Any = self._predictor(4)
         if self.with_objectness:
-            self.rtm_obj: nn.Module = self._predictor(1)
+            self.rtm_obj: Any = self._predictor(1)
         self.scales = nn.ModuleList(Scale() for _ in self.prior_generator.strides)
 
     def _score_layers(self) -> list[nn.Module]:
         return [self.rtm_cls, self.rtm_obj] if self.with_objectness else [self.rtm_cls]
 
     def _forward_level(self, level: int, feat: Tensor) -> tuple[Tensor, Tensor]:
-        cls_feat = reg_feat = feat
-        for layer in self.cls_convs:
-            cls_feat = layer(cls_feat)
-        for layer in self.reg_convs:
-            reg_feat = layer(reg_feat)
+        cls_feat = _in_sequence(self.cls_convs, feat)
+        reg_feat = _in_sequence(self.reg_convs, feat)
         score = self.rtm_cls(cls_feat)
         if self.with_objectness:
             score = _with_objectness(score, self.rtm_obj(reg_feat))
@@ -256,7 +256,7 @@ class RTMDetHead(nn.Module):
         self, logits: Tensor, boxes: Tensor, priors: Tensor, valid: Tensor, targets: PaddedTargets
     ) -> dict[str, Tensor]:
         """Compute the losses from logits [B, C, P], boxes [B, P, 4] and what the priors are."""
-        assigner = cast(Any, self.assigner)
+        assigner = cast(DynamicSoftLabelAssigner, self.assigner)
         assignment = assigner.assign(logits.detach(), boxes.detach(), priors, targets, valid)
         image, point = torch.nonzero(assignment.gt_index >= 0, as_tuple=True)
         gt_index = assignment.gt_index[image, point]
@@ -328,19 +328,17 @@ class RTMDetSepBNHead(RTMDetHead):
             self.rtm_obj = nn.ModuleList(self._predictor(1) for _ in levels)
         if self.share_conv:
             for stacks in (self.cls_convs, self.reg_convs):
-                for stack in list(stacks)[1:]:
-                    for layer, first in zip(stack, stacks[0], strict=True):
-                        layer.conv = first.conv
+                first, *others = (cast(nn.ModuleList, stack) for stack in stacks)
+                for stack in others:
+                    for layer, shared in zip(stack, first, strict=True):
+                        layer.conv = shared.conv
 
     def _score_layers(self) -> list[nn.Module]:
         return list(chain(self.rtm_cls, self.rtm_obj if self.with_objectness else ()))
 
     def _forward_level(self, level: int, feat: Tensor) -> tuple[Tensor, Tensor]:
-        cls_feat = reg_feat = feat
-        for layer in self.cls_convs[level]:
-            cls_feat = layer(cls_feat)
-        for layer in self.reg_convs[level]:
-            reg_feat = layer(reg_feat)
+        cls_feat = _in_sequence(self.cls_convs[level], feat)
+        reg_feat = _in_sequence(self.reg_convs[level], feat)
         score = self.rtm_cls[level](cls_feat)
         if self.with_objectness:
             score = _with_objectness(score, self.rtm_obj[level](reg_feat))
@@ -348,6 +346,13 @@ class RTMDetSepBNHead(RTMDetHead):
         if self.exp_on_reg:
             distance = distance.exp()
         return score, distance * self.prior_generator.strides[level]
+
+
+def _in_sequence(layers: nn.Module, x: Tensor) -> Tensor:
+    """Run a ``ModuleList`` as if it were a ``Sequential``."""
+    for layer in cast(nn.ModuleList, layers):
+        x = layer(x)
+    return x
 
 
 def _with_objectness(score: Tensor, objectness: Tensor, eps: float = 1e-5) -> Tensor:
