@@ -137,6 +137,12 @@ class CocoDataset(PipelineDataset):
         present = [image for image in images if self._exists(image)]
         if not present:
             raise DatasetError(_nothing_usable(self.ann_file, self.image_folder, images))
+        if len(present) < len(images) and self.test_mode and self.on_error is None:
+            missing = self._report.problems["missing_file"]
+            raise DatasetError(
+                f"{self.ann_file}: {missing.count} of {len(images)} image files do not exist "
+                f"({missing.examples[0]}); a test set must be complete, or set on_error='skip'"
+            )
         records = []
         for image in present:
             annotations = coco.annotations.get(image.image_id, [])

@@ -123,7 +123,7 @@ class PipelineDataset(DetectionDataset):
         max_refetch: How many other images to draw when one gives no usable sample.
         on_error: ``"skip"`` counts and logs problems and goes on (another image is drawn in
             training, the image is left out in ``test_mode``); ``"raise"`` stops. By default
-            problems are skipped, but in ``test_mode`` an unreadable image stops.
+            problems are skipped, but in ``test_mode`` a missing or unreadable image stops.
     """
 
     def __init__(

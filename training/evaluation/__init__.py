@@ -1,0 +1,24 @@
+"""Evaluation: COCO metrics, and the loop that runs a model over a validation set."""
+
+from deploykit.training.evaluation.coco_metric import CocoMetric
+from deploykit.training.evaluation.coco_scores import ClassScores
+from deploykit.training.evaluation.ground_truth import GroundTruth
+from deploykit.training.evaluation.loop import (
+    EvaluationProgress,
+    detections_of_batch,
+    evaluate,
+    evaluate_detector,
+)
+from deploykit.training.evaluation.metric import Metric, build_metrics
+
+__all__ = [
+    "ClassScores",
+    "CocoMetric",
+    "EvaluationProgress",
+    "GroundTruth",
+    "Metric",
+    "build_metrics",
+    "detections_of_batch",
+    "evaluate",
+    "evaluate_detector",
+]
