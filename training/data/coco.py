@@ -134,7 +134,8 @@ class CocoDataset(PipelineDataset):
         self._report = coco.report
         self._choose_classes(coco)
         images = self._select(list(coco.images.values()))
-        present = [image for image in images if self._exists(image)]
+        listing = _FolderListing()
+        present = [image for image in images if self._exists(image, listing)]
         if not present:
             raise DatasetError(_nothing_usable(self.ann_file, self.image_folder, images))
         if len(present) < len(images) and self.test_mode and self.on_error is None:
@@ -187,23 +188,12 @@ class CocoDataset(PipelineDataset):
                 f"of {self.ann_file}, got {self._indices!r:.80}"
             ) from None
 
-    def _exists(self, image: CocoImage) -> bool:
+    def _exists(self, image: CocoImage, listing: _FolderListing) -> bool:
         path = self.image_folder / image.file_name
-        if path.name in self._folder_content(path.parent):
+        if listing.holds(path):
             return True
         self._report.add("missing_file", f"image {image.image_id}: {path}")
         return False
-
-    def _folder_content(self, folder: Path) -> set[str]:
-        """List a folder once instead of asking for every file (there may be 100,000)."""
-        if not hasattr(self, "_listed"):
-            self._listed: dict[Path, set[str]] = {}
-        if folder not in self._listed:
-            try:
-                self._listed[folder] = set(os.listdir(folder))
-            except OSError:
-                self._listed[folder] = set()
-        return self._listed[folder]
 
     def _passes_filter(self, image: CocoImage, annotations: list[CocoAnnotation]) -> bool:
         if self.test_mode:
@@ -271,6 +261,22 @@ class CocoDataset(PipelineDataset):
             raise DatasetError(
                 f"{self.ann_file} has problems and on_error='raise': {self._report.first_errors()}"
             )
+
+
+class _FolderListing:
+    """Lists a folder once instead of asking for every file (there may be 100,000)."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, set[str]] = {}
+
+    def holds(self, path: Path) -> bool:
+        folder = path.parent
+        if folder not in self._names:
+            try:
+                self._names[folder] = set(os.listdir(folder))
+            except OSError:
+                self._names[folder] = set()
+        return path.name in self._names[folder]
 
 
 def check_backend(backend_args: Mapping[str, Any] | None) -> None:

@@ -189,7 +189,7 @@ class PipelineDataset(DetectionDataset):
                 return
             record = self.record(int(rng.integers(len(self))))
             try:
-                self.pipeline.prime(record, rng)
+                problems += self.pipeline.prime(record, rng)
             except MediaError as error:
                 if self.on_error == "raise":
                     raise

@@ -3,10 +3,9 @@
 from deploykit.training.evaluation.coco_metric import CocoMetric
 from deploykit.training.evaluation.coco_scores import ClassScores
 from deploykit.training.evaluation.ground_truth import GroundTruth
-from deploykit.training.evaluation.loop import (
+from deploykit.training.evaluation.measure import (
     EvaluationProgress,
     detections_of_batch,
-    evaluate,
     evaluate_detector,
 )
 from deploykit.training.evaluation.metric import Metric, build_metrics
@@ -19,6 +18,5 @@ __all__ = [
     "Metric",
     "build_metrics",
     "detections_of_batch",
-    "evaluate",
     "evaluate_detector",
 ]

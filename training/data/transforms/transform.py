@@ -122,14 +122,20 @@ class Pipeline:
         """How many samples the caches need before the first one can be mixed well."""
         return sum(each.missing for each in self.transforms if isinstance(each, CachingTransform))
 
-    def prime(self, record: ImageRecord, rng: np.random.Generator) -> None:
-        """Run a record up to the first transform whose cache is not filled, and put it in there."""
+    def prime(self, record: ImageRecord, rng: np.random.Generator) -> list[tuple[str, str]]:
+        """Run a record up to the first transform whose cache is not filled, and put it in there.
+
+        Returns:
+            The problems of the sample.
+        """
         for index, transform in enumerate(self.transforms):
             if isinstance(transform, CachingTransform) and transform.missing:
                 sample = self._apply(Sample(record), self.transforms[:index], rng)
                 if sample is not None:
                     transform.remember(sample, rng)
-                return
+                    return sample.problems
+                break
+        return []
 
     def describe(self) -> str:
         """Return the names of the transforms."""

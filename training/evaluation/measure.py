@@ -1,81 +1,25 @@
-"""Runs a model or a detector over a validation set."""
+"""From a model's outputs to metrics: batches during training, any ``Detector`` afterwards."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deploykit.detections import Detections
 from deploykit.training.data.dataset import DetectionDataset
-from deploykit.training.data.loader import DetectionLoader
 from deploykit.training.evaluation.metric import Metric
 from deploykit.training.structures import Batch
 
-logger = logging.getLogger(__name__)
-
 EvaluationProgress = Callable[[int, int], None]
-
-
-class _Predictor(Protocol):
-    """What a detector of ``deploykit.training.models`` offers for inference."""
-
-    training: bool
-
-    def predict(self, images: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]: ...
-
-    def train(self, mode: bool = True) -> Any: ...
 
 
 class _ImageDetector(Protocol):
     """What ``deploykit.runtimes.Detector`` offers."""
 
-    def __call__(self, image: Any) -> Any: ...
-
-
-def evaluate(
-    model: nn.Module,
-    dataloader: DetectionLoader,
-    metric: Metric | Sequence[Metric],
-    device: torch.device | str = "cpu",
-    progress: bool | EvaluationProgress = False,
-) -> dict[str, float]:
-    """Measure a model on a validation set.
-
-    Every detection counts, whatever its score. The model is put into evaluation mode and back.
-
-    Args:
-        model: A detector with ``predict``.
-        dataloader: Batches of the validation set; their metas must hold ``img_id``, ``ori_shape``
-            and ``scale_factor``.
-        metric: One or several metrics, bound to the data set.
-        device: Where the model is.
-        progress: Whether to show a progress bar, or a function that is called with the number of
-            images done and their total.
-
-    Returns:
-        The numbers of all metrics by name.
-    """
-    metrics = [metric] if isinstance(metric, Metric) else list(metric)
-    for each in metrics:
-        each.reset()
-    done, total = 0, len(dataloader.dataset)
-    with _evaluation_mode(model) as predictor, _reporter(progress, total) as report:
-        for batch in dataloader:
-            moved = batch.to(device, non_blocking=True)
-            outputs = predictor.predict(moved.images, moved.image_sizes)
-            for meta, found in zip(
-                batch.metas, detections_of_batch(outputs, batch, metrics[0].classes), strict=True
-            ):
-                for each in metrics:
-                    each.add(meta["img_id"], found)
-            done += len(batch.metas)
-            report(done, total)
-    return _numbers(metrics)
+    def __call__(self, source: Any, /) -> Any: ...
 
 
 def evaluate_detector(
@@ -139,17 +83,6 @@ def detections_of_batch(
 
 def _numbers(metrics: Iterable[Metric]) -> dict[str, float]:
     return {name: value for metric in metrics for name, value in metric.compute().items()}
-
-
-@contextmanager
-def _evaluation_mode(model: Any) -> Iterator[_Predictor]:
-    was_training = model.training
-    model.train(False)
-    try:
-        with torch.inference_mode():
-            yield model
-    finally:
-        model.train(was_training)
 
 
 @contextmanager
