@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ import numpy.typing as npt
 from deploykit.errors import BackendError, UsageError
 from deploykit.optional_imports import import_optional
 from deploykit.runtimes.backend import one_line
+
+if TYPE_CHECKING:
+    from deploykit.training.model_spec import LoadedModel
 
 
 class PyTorchBackend:
@@ -27,6 +30,8 @@ class PyTorchBackend:
             no other way.
         channels_last: Whether the weights are laid out channels-last. Convolutions are faster so on
             most hardware; the results differ in the last bits.
+        loaded: The model of the checkpoint, if the caller has loaded it already (with another
+            config or other test options than those in the file, for example).
 
     Raises:
         BackendError: The device is not available.
@@ -42,6 +47,7 @@ class PyTorchBackend:
         device: str = "auto",
         num_threads: int | None = None,
         channels_last: bool = False,
+        loaded: LoadedModel | None = None,
     ) -> None:
         torch: Any = import_optional("torch", "train", "Running a .pth checkpoint")
         from deploykit.training.model_spec import load_model
@@ -50,10 +56,11 @@ class PyTorchBackend:
         self.device = _choose_device(torch, device)
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        loaded = load_model(self.path, device=self.device)
+        if loaded is None:
+            loaded = load_model(self.path, device=self.device)
         self.spec = loaded.spec
         self._torch = torch
-        model: Any = loaded.model
+        model: Any = loaded.model.to(self.device)
         self._model = model.to(memory_format=torch.channels_last) if channels_last else model
         self._lock = Lock()
 
