@@ -193,7 +193,8 @@ def class_names(
 def _resolve_config(
     config: Config | str | os.PathLike[str] | None, meta: Mapping[str, Any], path: Path
 ) -> Config:
-    from deploykit.training.config import Config, find_config, load_config
+    from deploykit.training.config import Config, load_config
+    from deploykit.training.recipes import find_config
 
     if isinstance(config, Config):
         return config
