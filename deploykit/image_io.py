@@ -47,8 +47,8 @@ def read_image(path: PathLike) -> BgrImage:
         raise MediaError(f"image file not found: {path}") from None
     except IsADirectoryError:
         raise MediaError(f"expected an image file, got a directory: {path}") from None
-    except OSError as error:
-        raise MediaError(f"cannot read {path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # a ValueError is a zero byte in the name
+        raise MediaError(f"cannot read {str(path)!r}: {error}") from None
     return decode_image(data, str(path))
 
 

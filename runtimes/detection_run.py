@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from deploykit.detections import Detections
@@ -69,13 +69,14 @@ class DetectionRun:
             MediaError: A picture cannot be written.
             BackendError: The engine failed.
         """
-        for batch in in_batches(self._loaded(planned), self._batch_size):
-            results = self._detect([image for _, _, image in batch])
-            for (item, output, image), found in zip(batch, results, strict=True):
-                if output is not None:
-                    write_image(output, found.draw(image, self._style))
-                self.log.add_image(item.name, output, found)
-            self._on_progress(len(batch))
+        with closing(self._loaded(planned)) as loaded:
+            for batch in in_batches(loaded, self._batch_size):
+                results = self._detect([image for _, _, image in batch])
+                for (item, output, image), found in zip(batch, results, strict=True):
+                    if output is not None:
+                        write_image(output, found.draw(image, self._style))
+                    self.log.add_image(item.name, output, found)
+                self._on_progress(len(batch))
 
     def video(self, item: FileInput, output: Path | None) -> None:
         """Detect in the frames of a video, camera or stream; Ctrl-C ends the latter two.
@@ -92,8 +93,10 @@ class DetectionRun:
                 return
             fps = reader.fps or DEFAULT_FPS
             writer = resources.enter_context(VideoWriter(output, fps)) if output else None
+            # Closed before the reader is, so that no thread reads from a released video.
+            frames = resources.enter_context(closing(self._frames(item, reader)))
             try:
-                for batch in in_batches(self._frames(item, reader), self._batch_size):
+                for batch in in_batches(frames, self._batch_size):
                     for frame, found in zip(batch, self._detect(batch), strict=True):
                         if writer is not None:
                             writer.write(found.draw(frame, self._style))
@@ -105,7 +108,7 @@ class DetectionRun:
 
     def _loaded(
         self, planned: Sequence[Planned]
-    ) -> Iterator[tuple[FileInput, Path | None, BgrImage]]:
+    ) -> Generator[tuple[FileInput, Path | None, BgrImage], None, None]:
         """Yield the images that can be read; report the others."""
 
         def load() -> Iterator[tuple[FileInput, Path | None, BgrImage | MediaError]]:
@@ -115,14 +118,15 @@ class DetectionRun:
                 except MediaError as error:
                     yield item, output, error
 
-        for item, output, loaded in read_ahead(load()):
-            if isinstance(loaded, MediaError):
-                self.fail(Failure(item.name, str(loaded)))
-                self._on_progress(1)
-            else:
-                yield item, output, loaded
+        with closing(read_ahead(load())) as ahead:
+            for item, output, loaded in ahead:
+                if isinstance(loaded, MediaError):
+                    self.fail(Failure(item.name, str(loaded)))
+                    self._on_progress(1)
+                else:
+                    yield item, output, loaded
 
-    def _frames(self, item: FileInput, reader: VideoReader) -> Iterator[BgrImage]:
+    def _frames(self, item: FileInput, reader: VideoReader) -> Generator[BgrImage, None, None]:
         try:
             yield from reader if item.is_live else read_ahead(reader)
         except MediaError as error:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploykit.errors import UsageError
-from deploykit.image_io import BgrImage
+from deploykit.image_io import BgrImage, as_bgr
 from deploykit.spec import DimRange, InputSpec
 
 Size = tuple[int, int]
@@ -88,15 +88,18 @@ class Preprocessor:
         """Prepare images of any sizes as one batch.
 
         Args:
-            images: uint8 [h, w, 3], BGR; at most as many as the artefact's largest batch.
+            images: uint8 [h, w, 3], BGR (grey and BGRA are converted); at most as many as the
+                artefact's largest batch.
 
         Raises:
             UsageError: No image, or more than the artefact takes.
+            MediaError: An array that is no such image.
         """
         if not 1 <= len(images) <= self.spec.batch.max:
             raise UsageError(
                 f"the model takes 1 to {self.spec.batch.max} images at once, got {len(images)}"
             )
+        images = [as_bgr(image) for image in images]
         originals = [(image.shape[0], image.shape[1]) for image in images]
         sizes = [self.resized_size(size) for size in originals]
         height, width = self._canvas_size(sizes)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -42,32 +43,28 @@ def stream_detections(
     if is_video(source):
         with VideoReader(source) as reader:
             batches = in_batches(reader, batch_size)
-            yield from _detect_all(detect, batches if is_live(source) else read_ahead(batches))
+            # Closed before the reader is, so that no thread reads from a released video.
+            with closing(batches if is_live(source) else read_ahead(batches)) as ready:
+                for batch in ready:
+                    yield from zip(batch, detect(batch), strict=True)
             if reader.shortfall:
                 warnings.warn(reader.shortfall, RuntimeWarning, stacklevel=2)
         return
     items = [source] if is_single_image(source) else images_of(source)
     batches = in_batches(map(load_image, items), batch_size)
-    own_iterator = isinstance(items, Iterator)
-    yield from _detect_all(detect, batches if own_iterator else read_ahead(batches))
+    with closing(batches if isinstance(items, Iterator) else read_ahead(batches)) as ready:
+        for batch in ready:
+            yield from zip(batch, detect(batch), strict=True)
 
 
-def _detect_all(
-    detect: Callable[[Sequence[BgrImage]], list[Detections]],
-    batches: Iterable[list[BgrImage]],
-) -> Iterator[tuple[BgrImage, Detections]]:
-    for batch in batches:
-        yield from zip(batch, detect(batch), strict=True)
-
-
-def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def in_batches(items: Iterable[T], size: int) -> Generator[list[T], None, None]:
     """Yield lists of ``size`` items; the last may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
-def read_ahead(items: Iterable[T]) -> Iterator[T]:
+def read_ahead(items: Iterable[T]) -> Generator[T, None, None]:
     """Yield the items of an iterable while a second thread fetches the next one.
 
     Exceptions of the iterable are raised here, after the items before them. Closing the generator

@@ -79,6 +79,9 @@ def test_missing_files_and_directories(tmp_path: Path) -> None:
         read_image(tmp_path / "nothing.jpg")
     with pytest.raises(MediaError, match="got a directory"):
         read_image(tmp_path)
+    for name in ("zero\0byte.png", "x" * 5000 + ".png"):
+        with pytest.raises(MediaError, match="cannot read"):
+            read_image(name)
 
 
 def test_unreadable_files(tmp_path: Path, noise: np.ndarray) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.errors import UsageError
+from deploykit.errors import MediaError, UsageError
 from deploykit.runtimes.preprocess import Preprocessor, fit_size, rescaled_size
 from deploykit.spec import DimRange, InputSpec
 
@@ -197,6 +197,16 @@ def test_another_input_size_for_a_static_artefact_is_refused() -> None:
     Preprocessor(spec, input_size=(128, 160))
     with pytest.raises(UsageError, match="takes an input width of 160, got 128"):
         Preprocessor(spec, input_size=(128, 128))
+
+
+def test_grey_and_alpha_are_converted_and_others_refused() -> None:
+    preprocess = Preprocessor(input_spec())
+    grey = noise(40, 50)[..., 0]
+    expected = preprocess([np.dstack([grey] * 3)]).images
+    np.testing.assert_array_equal(preprocess([grey]).images, expected)
+    np.testing.assert_array_equal(preprocess([np.dstack([grey] * 4)]).images, expected)
+    with pytest.raises(MediaError, match="sample type float32"):
+        preprocess([noise(40, 50).astype(np.float32)])
 
 
 def test_extreme_ratios_keep_a_pixel() -> None:

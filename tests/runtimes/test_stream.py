@@ -1,4 +1,5 @@
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from deploykit import Detector
-from deploykit.errors import MediaError, UsageError
+from deploykit.errors import BackendError, MediaError, UsageError
 from deploykit.runtimes.sources import VideoReader, is_live, is_video
 from deploykit.runtimes.stream import in_batches, read_ahead
 
@@ -72,6 +73,32 @@ def test_leaving_early_releases_the_video(detector: Detector, video_path: Path) 
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_a_failing_network_stops_the_reading_first(
+    detector: Detector, video_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Releasing a video that another thread reads from can crash the process."""
+    events = []
+    read, close = VideoReader.__iter__, VideoReader.close
+
+    def slow_frames(self: VideoReader) -> Iterator[np.ndarray]:
+        for frame in read(self):
+            events.append("read")
+            time.sleep(0.05)
+            events.append("done")
+            yield frame
+
+    def close_and_tell(self: VideoReader) -> None:
+        events.append("close")
+        close(self)
+
+    monkeypatch.setattr(VideoReader, "__iter__", slow_frames)
+    monkeypatch.setattr(VideoReader, "close", close_and_tell)
+    detector.close()
+    with pytest.raises(BackendError, match="is closed"):
+        list(detector.stream(video_path))
+    assert events == ["read", "done", "read", "done", "close"]
 
 
 def test_a_stream_over_a_dict_is_refused(detector: Detector) -> None:
