@@ -14,7 +14,13 @@ from deploykit.training.config.merge import DELETE_KEY
 from deploykit.training.config.options import apply_options
 from deploykit.training.config.reader import Reader
 from deploykit.training.config.source import Source, read_source
-from deploykit.training.config.tracked import Origin, Produced, TrackedDict
+from deploykit.training.config.tracked import (
+    Origin,
+    Produced,
+    TrackedDict,
+    TrackedList,
+    TrackedTuple,
+)
 
 Options = Mapping[str, Any] | Sequence[str]
 TEXT_LABEL = "<text>"
@@ -126,7 +132,7 @@ def _plain(
         raise EvaluationError("an iterator or range is no value of a config; wrap it in list()")
     if isinstance(value, TrackedDict):
         items = [(key, value[key], value.marks[key]) for key in value if key != DELETE_KEY]
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, TrackedList | TrackedTuple):
         items = [
             (number, item, origin)
             for number, (item, origin) in enumerate(zip(value, value.marks, strict=True))

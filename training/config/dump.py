@@ -15,6 +15,7 @@ from deploykit.training.config.templates import has_template
 
 WIDTH = 88
 _INDENT = "    "
+_EMPTY = ((dict, "dict()"), (list, "[]"), (tuple, "()"))
 
 
 def dump(config: Mapping[str, Any]) -> str:
@@ -44,35 +45,35 @@ def top_level_problem(key: Any) -> str | None:
     return None
 
 
-def render(value: Any, *, used: int = 0) -> str:
+def render(value: Any, *, used: int = 0, width: int = WIDTH) -> str:
     """Return a value as an expression of the dialect.
 
     Args:
         value: Plain data.
         used: Columns of the first line that are taken already.
+        width: Columns after which a container is broken over several lines.
     """
-    return _render(value, 0, used, 0)
+    return _render(value, 0, used, width)
 
 
-def _render(value: Any, indent: int, used: int, depth: int) -> str:
-    if depth > MAX_NESTING:
+def _render(value: Any, indent: int, used: int, width: int) -> str:
+    if indent > MAX_NESTING * len(_INDENT):
         raise ConfigError(f"the config is nested deeper than {MAX_NESTING} levels")
-    if isinstance(value, dict | list | tuple) and value:
-        opening, closing, prefixes, items = _parts(value)
-        inner = indent + len(_INDENT)
-        parts = [
-            prefix + _render(item, inner, inner + len(prefix) + 1, depth + 1)
-            for prefix, item in zip(prefixes, items, strict=True)
-        ]
-        trailing = "," if isinstance(value, tuple) and len(parts) == 1 else ""
-        line = opening + ", ".join(parts) + trailing + closing
-        if "\n" not in line and used + len(line) <= WIDTH:
-            return line
-        margin = " " * inner
-        return "".join(
-            [opening, "\n", *(f"{margin}{part},\n" for part in parts), " " * indent, closing]
-        )
-    return _scalar(value)
+    if not (isinstance(value, dict | list | tuple) and value):
+        return _scalar(value)
+    opening, closing, prefixes, items = _parts(value)
+    inner = indent + len(_INDENT)
+    parts = [
+        prefix + _render(item, inner, inner + len(prefix) + 1, width)
+        for prefix, item in zip(prefixes, items, strict=True)
+    ]
+    trailing = "," if isinstance(value, tuple) and len(parts) == 1 else ""
+    line = opening + ", ".join(parts) + trailing + closing
+    if "\n" not in line and used + len(line) <= width:
+        return line
+    margin = " " * inner
+    lines = "".join(f"{margin}{part},\n" for part in parts)
+    return f"{opening}\n{lines}{' ' * indent}{closing}"
 
 
 def _parts(value: Any) -> tuple[str, str, list[str], Iterable[Any]]:
@@ -104,12 +105,8 @@ def _scalar(value: Any) -> str:
             return "set()"
         return "{" + ", ".join(sorted(_scalar(item) for item in value)) + "}"
     if isinstance(value, dict | list | tuple):
-        return {dict: "dict()", list: "[]", tuple: "()"}[_container(value)]
+        return next(text for kind, text in _EMPTY if isinstance(value, kind))
     raise ConfigError(f"a config cannot hold {value!r:.80} ({type(value).__name__})")
-
-
-def _container(value: Any) -> type:
-    return next(kind for kind in (dict, list, tuple) if isinstance(value, kind))
 
 
 def _string(value: str) -> str:

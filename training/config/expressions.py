@@ -10,25 +10,22 @@ from typing import Any
 
 from deploykit.training.config import operators
 from deploykit.training.config.dialect import (
-    RESERVED_NAMES,
     refusal,
-    suggestion,
     unknown_function,
     unknown_name,
 )
+from deploykit.training.config.evaluation import Evaluation, attribute_path
 from deploykit.training.config.formatting import format_value
-from deploykit.training.config.functions import BUILTINS, LIBRARY, Call, Function, slots
+from deploykit.training.config.functions import BUILTINS, LIBRARY, Function, slots
 from deploykit.training.config.imports import ImportedName, imported_value
 from deploykit.training.config.limits import (
     MAX_EXPRESSION_DEPTH,
-    Budget,
     EvaluationError,
     check_integer,
 )
 from deploykit.training.config.methods import find_method, make_dict, methods_of
-from deploykit.training.config.operators import type_name
 from deploykit.training.config.source import Source
-from deploykit.training.config.templates import FILE_VARIABLES, Templates
+from deploykit.training.config.templates import FILE_VARIABLES
 from deploykit.training.config.tracked import (
     BaseDict,
     Origin,
@@ -38,15 +35,14 @@ from deploykit.training.config.tracked import (
     TrackedTuple,
     checked_key,
     copied,
+    type_name,
 )
 
-# What pure operations on checked operands raise; anything else would be an error of ours.
-OPERATION_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError)
 # MMEngine's own dump writes these floats without quotes.
 _NUMBER_NAMES = {"inf": float("inf"), "nan": float("nan")}
 
 
-class Evaluator:
+class Evaluator(Evaluation):
     """Evaluates the expressions of one file.
 
     Args:
@@ -55,11 +51,7 @@ class Evaluator:
         budget: Pays for every step.
     """
 
-    def __init__(self, source: Source, base: BaseDict, budget: Budget) -> None:
-        self.source, self.base, self.budget = source, base, budget
-        self.scopes: list[TrackedDict] = [TrackedDict()]
-        self.templates = Templates(source.path, source.environment, self._base_value)
-        self._depth = 0
+    _depth = 0
 
     def evaluate(self, node: ast.expr) -> Any:
         """Return the value of an expression.
@@ -83,27 +75,7 @@ class Evaluator:
         finally:
             self._depth -= 1
 
-    @contextmanager
-    def operation(self, node: ast.expr | ast.stmt) -> Iterator[None]:
-        """Turn what an operation on values raises into an error at ``node``."""
-        try:
-            yield
-        except (EvaluationError, *OPERATION_ERRORS) as error:
-            detail = error.args[0] if isinstance(error, KeyError) and error.args else error
-            raise self.source.error(node, str(detail)) from None
-
-    def call_at(self, node: ast.expr | ast.stmt | ast.keyword) -> Call:
-        """Return the context for a function called at ``node``."""
-        return Call(self.budget, self.source.origin(node))
-
     # --- names, constants, templates ---
-
-    def lookup(self, name: str) -> Any:
-        """Return the value of a name, innermost scope first; :class:`KeyError` if it has none."""
-        for scope in reversed(self.scopes):
-            if name in scope:
-                return scope[name]
-        raise KeyError(name)
 
     def _name(self, node: ast.Name) -> Any:
         name = node.id
@@ -155,22 +127,11 @@ class Evaluator:
                 "'{{ ... }}' is no known template; known are {{ _base_.key }}, "
                 "{{ $NAME:default }} and " + ", ".join(f"{{{{ {n} }}}}" for n in FILE_VARIABLES)
             )
-        return copied(self._base_value(path.removeprefix("_base_.")), self.budget)
+        return copied(self.base_value(path.removeprefix("_base_.")), self.budget)
 
     def _parsed(self, text: str, label: str) -> Any:
         source = Source(text, label, None)
         return Evaluator(source, BaseDict(), self.budget).evaluate(source.parse_expression())
-
-    def _base_value(self, path: str) -> Any:
-        value: Any = self.base
-        for key in path.split("."):
-            if not isinstance(value, TrackedDict) or key not in value:
-                known = value if isinstance(value, TrackedDict) else ()
-                raise EvaluationError(
-                    f"'_base_.{path}' does not exist in the base{suggestion(key, known)}"
-                )
-            value = value[key]
-        return value
 
     # --- containers ---
 
@@ -302,61 +263,13 @@ class Evaluator:
     def _subscript(self, node: ast.Subscript) -> Any:
         return self.element(self.evaluate(node.value), self.index(node.slice), node)
 
-    def element(self, value: Any, index: Any, node: ast.expr) -> Any:
-        """Return ``value[index]``; ``node`` is where errors stand."""
-        with self.operation(node):
-            if isinstance(value, TrackedDict):
-                return self.item(value, index)
-            if not isinstance(value, str | TrackedList | TrackedTuple | range | Produced):
-                raise TypeError(f"{type_name(value)} has no elements")
-            part = value[index]
-            if isinstance(index, slice):
-                self.budget.spend(len(part))
-                if isinstance(value, TrackedList):
-                    return TrackedList(part, value.marks[index])
-                if isinstance(value, TrackedTuple | Produced):
-                    return type(value).of(part, value.marks[index])
-            return part
-
-    def item(self, value: TrackedDict, key: Any) -> Any:
-        """Return the value of a key that a dict must have."""
-        if checked_key(key) not in value:
-            hint = suggestion(key, value) if isinstance(key, str) else ""
-            raise EvaluationError(f"the dict has no key {key!r:.80}{hint}")
-        return value[key]
-
     def _attribute(self, node: ast.Attribute) -> Any:
-        dotted = self._imported_path(node)
+        dotted = self.imported_path(node)
         if dotted is not None:
             return imported_value(dotted)
         value = self.evaluate(node.value)
         self.check_attribute(value, node.attr)
         return self.item(value, node.attr)
-
-    def check_attribute(self, value: Any, name: str) -> None:
-        """Refuse an attribute of anything but a dict of the base, and every private attribute."""
-        if name.startswith("__"):
-            raise EvaluationError(f"the attribute '{name}' cannot be used in a config")
-        if isinstance(value, BaseDict):
-            if name in methods_of(value) and name not in value:
-                raise EvaluationError(f"the method '{name}' can only be called")
-            return
-        if isinstance(value, TrackedDict):
-            raise EvaluationError(
-                f"'.{name}' works only on dicts that come from a base; write ['{name}']"
-            )
-        raise EvaluationError(f"{type_name(value)} has no attribute '{name}' in a config")
-
-    def _imported_path(self, node: ast.Attribute) -> str | None:
-        path = attribute_path(node)
-        if path is None:
-            return None
-        root, _, rest = path.partition(".")
-        try:
-            value = self.lookup(root)
-        except KeyError:
-            return None
-        return f"{value.dotted}.{rest}" if isinstance(value, ImportedName) else None
 
     # --- calls ---
 
@@ -378,7 +291,7 @@ class Evaluator:
     def _callee(self, node: ast.expr) -> tuple[Function, list[Any]]:
         dotted: str | None = None
         if isinstance(node, ast.Attribute):
-            dotted = self._imported_path(node)
+            dotted = self.imported_path(node)
         elif isinstance(node, ast.Name):
             try:
                 value = self.lookup(node.id)
@@ -454,66 +367,6 @@ class Evaluator:
         conversion = chr(node.conversion) if node.conversion >= 0 else None
         with self.operation(node.value):
             return format_value(value, conversion, spec, self.budget)
-
-    # --- names of comprehensions and statements ---
-
-    def bind(self, target: ast.expr, value: Any, origin: Origin) -> None:
-        """Assign a value to a target: a name, or a tuple or list of targets."""
-        if isinstance(target, ast.Name):
-            self.check_assignable(target)
-            self.scopes[-1].put(target.id, value, origin)
-        elif isinstance(target, ast.Tuple | ast.List):
-            self._unpack(target, value)
-        else:
-            self.store(target, value)
-
-    def check_assignable(self, target: ast.Name) -> None:
-        """Refuse names that a config may not assign."""
-        name = target.id
-        if name == "_base_":
-            message = "'_base_' can only be assigned once, at the top level"
-        elif name in RESERVED_NAMES:
-            message = f"'{name}' is a function of the dialect and cannot be assigned"
-        elif name.startswith("__") and name.endswith("__"):
-            message = f"the name '{name}' cannot be assigned in a config"
-        else:
-            return
-        raise self.source.error(target, message)
-
-    def store(self, target: ast.expr, value: Any) -> None:
-        """Assign to an attribute or subscript; only statements can."""
-        raise self.source.error(target, "a comprehension can only assign names")
-
-    def _unpack(self, target: ast.Tuple | ast.List, value: Any) -> None:
-        with self.operation(target):
-            pairs = list(slots(value, self.call_at(target)))
-        stars = [n for n, part in enumerate(target.elts) if isinstance(part, ast.Starred)]
-        extra = len(pairs) - len(target.elts)
-        if extra < -len(stars) or (extra and not stars):
-            raise self.source.error(
-                target, f"{len(target.elts)} names cannot take {len(pairs)} values"
-            )
-        position = 0
-        for part in target.elts:
-            if isinstance(part, ast.Starred):
-                taken = pairs[position : position + extra + 1]
-                position += extra + 1
-                items = TrackedList([item for item, _ in taken], [mark for _, mark in taken])
-                self.bind(part.value, items, self.source.origin(part))
-            else:
-                self.bind(part, pairs[position][0], self.source.origin(part))
-                position += 1
-
-
-def attribute_path(node: ast.expr) -> str | None:
-    """Return ``"a.b.c"`` for a name with attributes, None for other expressions."""
-    names: list[str] = []
-    while isinstance(node, ast.Attribute):
-        names.append(node.attr)
-        node = node.value
-    if not isinstance(node, ast.Name):
-        return None
-    return ".".join([node.id, *reversed(names)])
 
 
 # The methods are private to Evaluator, which this table of it completes.

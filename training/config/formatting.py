@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deploykit.training.config.limits import MAX_FORMAT_WIDTH, Budget, EvaluationError
@@ -18,7 +18,7 @@ _PERCENT_FIELD = re.compile(
     r"[hlL]?(?P<kind>.?)",
     re.DOTALL,
 )
-_CONVERSIONS = {"s": str, "r": repr, "a": ascii}
+_CONVERSIONS: dict[str, Callable[[Any], str]] = {"s": str, "r": repr, "a": ascii}
 
 
 def text_of(value: Any, budget: Budget) -> str:

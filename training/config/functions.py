@@ -8,14 +8,13 @@ from __future__ import annotations
 import ast
 import math
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from deploykit.training.config import operators
 from deploykit.training.config.formatting import text_of
 from deploykit.training.config.limits import Budget, EvaluationError, check_integer
-from deploykit.training.config.operators import type_name
 from deploykit.training.config.tracked import (
     Origin,
     Produced,
@@ -24,9 +23,10 @@ from deploykit.training.config.tracked import (
     TrackedTuple,
     checked_key,
     copied,
+    type_name,
 )
 
-MAX_RANGE = 1_000_000
+MAX_RANGE = 100_000
 Function = Callable[..., Any]
 
 
@@ -125,8 +125,16 @@ def _sorted(call: Call, iterable: Any, /, *, reverse: bool = False) -> TrackedLi
     pairs = list(slots(iterable, call))
     for item, _ in pairs:
         call.budget.charge(item)
-    pairs.sort(key=lambda pair: pair[0], reverse=bool(reverse))
+    pairs = ordered(pairs, reverse=reverse)
     return TrackedList([item for item, _ in pairs], [mark for _, mark in pairs])
+
+
+def ordered(pairs: Iterable[tuple[Any, Origin]], *, reverse: bool) -> list[tuple[Any, Origin]]:
+    """Return values and their origins in the order of the values."""
+    try:
+        return sorted(pairs, key=lambda pair: pair[0], reverse=bool(reverse))
+    except TypeError:
+        raise TypeError("the elements have no order among one another") from None
 
 
 _MISSING = object()
@@ -139,7 +147,12 @@ def _extreme(function: Function) -> Function:
             call.budget.charge(item)
         if not items and default is not _MISSING:
             return default
-        return function(items)
+        if not items:
+            raise ValueError(f"{function.__name__}() of nothing")
+        try:
+            return function(items)
+        except TypeError:
+            raise TypeError("the elements have no order among one another") from None
 
     return apply
 

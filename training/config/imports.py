@@ -83,16 +83,21 @@ def scoped_path(name: str) -> Path:
     package, _, relative = name.partition("::")
     if not package.isidentifier() or not relative or "::" in relative:
         raise EvaluationError(f"'{name}' is no base of another package: write package::folder/x.py")
-    folder = package_folder(_DISTRIBUTED_AS.get(package, package), name) / ".mim" / "configs"
-    return folder / relative
+    folder = package_folder(_DISTRIBUTED_AS.get(package, package), name, ".mim/configs/")
+    return folder / ".mim" / "configs" / relative
 
 
 # Where the scope of MMEngine and the importable package have different names.
 _DISTRIBUTED_AS = {"mmcls": "mmpretrain", "mmedit": "mmagic"}
 
 
-def package_folder(package: str, wanted: str) -> Path:
+def package_folder(package: str, wanted: str, subfolder: str = "") -> Path:
     """Return the folder of an installed package, without importing it.
+
+    Args:
+        package: The package.
+        wanted: What is looked for, for the message.
+        subfolder: The part of the package that ``wanted`` is in, for the message.
 
     Raises:
         EvaluationError: It is not installed.
@@ -104,7 +109,7 @@ def package_folder(package: str, wanted: str) -> Path:
     locations = list(spec.submodule_search_locations or ()) if spec else []
     if not locations:
         raise EvaluationError(
-            f"'{wanted}' would be looked up in the installed package '{package}', which is not "
-            "installed here; install it, or copy the file and give its path"
+            f"'{wanted}' would be looked up in {package}/{subfolder} of an installed '{package}', "
+            "which is not installed here; install it, or copy the file and give its path"
         )
     return Path(locations[0])

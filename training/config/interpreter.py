@@ -13,7 +13,6 @@ from deploykit.training.config.expressions import Evaluator
 from deploykit.training.config.functions import Call, slots
 from deploykit.training.config.imports import ImportedName
 from deploykit.training.config.limits import Budget, EvaluationError
-from deploykit.training.config.operators import type_name
 from deploykit.training.config.source import Source
 from deploykit.training.config.tracked import (
     BaseDict,
@@ -21,6 +20,7 @@ from deploykit.training.config.tracked import (
     TrackedDict,
     TrackedList,
     checked_key,
+    type_name,
 )
 
 Flow = Literal["break", "continue"] | None

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from deploykit.training.config.limits import EvaluationError
-from deploykit.training.config.operators import type_name
 from deploykit.training.config.tracked import (
     BaseDict,
     Origin,
     TrackedDict,
     TrackedList,
     TrackedTuple,
+    type_name,
 )
 
 DELETE_KEY = "_delete_"
@@ -116,7 +116,10 @@ def merge_from_update(target: BaseDict, news: TrackedDict) -> None:
     """Merge ``news`` into ``target`` in place; where both have a dict it is merged as well."""
     for key, value in news.items():
         old = target.get(key)
-        if isinstance(old, BaseDict) and isinstance(value, TrackedDict):
+        if isinstance(value, TrackedDict) and value.get(DELETE_KEY):
+            # MMEngine keeps the key and merges nevertheless; no such config can be built there.
+            target.put(key, value, news.marks[key])
+        elif isinstance(old, BaseDict) and isinstance(value, TrackedDict):
             merge_from_update(old, value)
         else:
             target.put(key, value, news.marks[key])

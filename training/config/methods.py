@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deploykit.training.config.formatting import format_string
-from deploykit.training.config.functions import LIBRARY, Call, Function, slots, values_of
+from deploykit.training.config.functions import LIBRARY, Call, Function, ordered, slots, values_of
 from deploykit.training.config.limits import EvaluationError
 from deploykit.training.config.merge import DELETE_KEY, merge_from_update, merged
-from deploykit.training.config.operators import type_name
 from deploykit.training.config.tracked import (
     BaseDict,
     Produced,
@@ -17,6 +16,7 @@ from deploykit.training.config.tracked import (
     TrackedList,
     TrackedTuple,
     checked_key,
+    type_name,
 )
 
 _MISSING = object()
@@ -85,7 +85,7 @@ def _format(call: Call, text: str, *args: Any, **kwargs: Any) -> str:
     return format_string(text, args, kwargs, call.budget)
 
 
-_STRING = {
+_STRING: dict[str, Function] = {
     **{
         name: _plain(name)
         for name in (
@@ -155,9 +155,7 @@ def _reverse(call: Call, items: TrackedList, /) -> None:
 
 def _sort(call: Call, items: TrackedList, /, *, reverse: bool = False) -> None:
     call.budget.charge(items)
-    pairs = sorted(
-        zip(items, items.marks, strict=True), key=lambda pair: pair[0], reverse=bool(reverse)
-    )
+    pairs = ordered(zip(items, items.marks, strict=True), reverse=reverse)
     items[:] = [value for value, _ in pairs]
     items.marks[:] = [mark for _, mark in pairs]
 

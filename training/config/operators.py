@@ -19,6 +19,7 @@ from deploykit.training.config.tracked import (
     TrackedDict,
     TrackedList,
     TrackedTuple,
+    type_name,
 )
 
 _ARITHMETIC: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
@@ -156,13 +157,3 @@ def _united(left: TrackedDict, right: TrackedDict, budget: Budget) -> TrackedDic
                 budget.charge(value)
             result.put(key, value, part.marks[key])
     return result
-
-
-def type_name(value: Any) -> str:
-    """Return how a message names the type of a value."""
-    if value is None:
-        return "None"
-    for kind in (dict, list, tuple, set, bool, int, float, str):
-        if isinstance(value, kind):
-            return f"a {kind.__name__}" if kind is not int else "an int"
-    return f"a {type(value).__name__}"

@@ -164,7 +164,11 @@ class Reader:
             raise source.error(node, f"the bases form a circle: {names}")
         if len(self._chain) >= MAX_BASE_DEPTH:
             raise source.error(node, f"more than {MAX_BASE_DEPTH} levels of bases")
-        return self._names(read_source(path))
+        try:
+            base = read_source(path)
+        except ConfigError as error:
+            raise source.error(node, f"the base cannot be read: {error}") from None
+        return self._names(base)
 
     def _import(self, source: Source, node: ast.ImportFrom) -> Names:
         if node.module is None:

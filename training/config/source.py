@@ -61,7 +61,7 @@ class Source:
                 return ast.parse(text, self.label, mode)
         except SyntaxError as error:
             raise ConfigError(
-                f"not valid Python: {error.msg}", self.label, error.lineno, error.offset
+                f"not valid Python: {error.msg}", self.label, error.lineno, error.offset or None
             ) from None
         except ValueError as error:
             raise ConfigError(f"not valid Python: {error}", self.label) from None

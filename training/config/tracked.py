@@ -188,11 +188,23 @@ def checked_key(key: Any) -> Any:
     Tuples and huge integers are refused: their hashes can be made to collide, which would make a
     small config take hours.
     """
-    if isinstance(key, int) and abs(key) < 2**63:
+    if isinstance(key, int):
+        if abs(key) >= 2**63:
+            raise EvaluationError("an integer with more than 63 bits cannot be a key")
         return key
     if key is None or isinstance(key, str | float):
         return key
     raise EvaluationError(
         "dict keys and set elements must be strings, numbers, booleans or None, "
-        f"got a {type(key).__name__}"
+        f"got {type_name(key)}"
     )
+
+
+def type_name(value: Any) -> str:
+    """Return how a message names the type of a value."""
+    if value is None:
+        return "None"
+    for kind in (dict, list, tuple, set, bool, int, float, str):
+        if isinstance(value, kind):
+            return f"a {kind.__name__}" if kind is not int else "an int"
+    return f"a {type(value).__name__}"
