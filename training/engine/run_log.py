@@ -1,0 +1,183 @@
+"""``RunLog``: the files and the screen that a training run reports to."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from deploykit.errors import MissingDependencyError
+from deploykit.optional_imports import import_optional
+
+ROOT = logging.getLogger("deploykit")
+SCALARS = "scalars.jsonl"
+TEXT = "train.log"
+
+# Records of ``logging`` carry where they belong: a terminal with a progress bar shows a line per
+# epoch, a log file or a pipe shows a line every few iterations.
+TERMINAL_ONLY = {"belongs_to": "terminal"}
+TEXT_ONLY = {"belongs_to": "text"}
+
+
+class RunLog:
+    """Writes ``train.log``, ``scalars.jsonl`` and TensorBoard events, and shows progress.
+
+    Args:
+        folder: Folder for the files, or ``None`` to write none.
+        level: Lowest level of messages, e.g. ``"INFO"``.
+        console: Where to show messages and progress; ``None`` shows warnings alone, as plain text.
+    """
+
+    def __init__(
+        self, folder: Path | None, level: str = "INFO", console: Console | None = None
+    ) -> None:
+        self.folder = folder
+        self._console = console
+        self._handlers: list[logging.Handler] = [_screen_handler(console)]
+        self._scalars = None
+        self._events: Any = None
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._old_level = ROOT.level
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._handlers.append(_file_handler(folder / TEXT))
+            self._scalars = (folder / SCALARS).open("a", encoding="utf-8")
+        ROOT.setLevel(level)
+        for handler in self._handlers:
+            ROOT.addHandler(handler)
+        if folder is not None:
+            self._events = _event_writer(folder)
+
+    def scalars(self, kind: str, step: int, epoch: int, values: Mapping[str, float | None]) -> None:
+        """Record numbers.
+
+        Args:
+            kind: ``"train"`` or ``"val"``.
+            step: Iterations done.
+            epoch: 1-based epoch.
+            values: The numbers; ``None`` and those that are not finite become ``null``.
+        """
+        if self._scalars is not None:
+            clean = {name: _finite(value) for name, value in values.items()}
+            row = {"kind": kind, "step": step, "epoch": epoch, **clean}
+            self._scalars.write(json.dumps(row) + "\n")
+            self._scalars.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def start_progress(self, total: int, done: int) -> None:
+        """Show a progress bar if the screen is a terminal."""
+        if self._console is None or not self._console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+        )
+        self._task = self._progress.add_task("training", total=total, completed=done, status="")
+        self._progress.start()
+
+    def progress(self, done: int, title: str, status: str) -> None:
+        """Move the progress bar.
+
+        Args:
+            done: Iterations done.
+            title: Where training is.
+            status: How it goes.
+        """
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, description=title, status=status)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files and give the screen back."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        if self._scalars is not None:
+            self._scalars.close()
+            self._scalars = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        for handler in self._handlers:
+            ROOT.removeHandler(handler)
+            handler.close()
+        self._handlers = []
+        ROOT.setLevel(self._old_level)
+
+
+def _screen_handler(console: Console | None) -> logging.Handler:
+    if console is None:
+        plain = logging.StreamHandler(sys.stderr)
+        plain.setLevel(logging.WARNING)
+        plain.setFormatter(_PlainFormatter())
+        return plain
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(
+            console=console, show_path=False, markup=False, highlighter=None, log_time_format="[%X]"
+        )
+        handler.addFilter(lambda record: getattr(record, "belongs_to", "") != "text")
+        return handler
+    handler = logging.StreamHandler(console.file)
+    handler.setFormatter(_PlainFormatter())
+    handler.addFilter(lambda record: getattr(record, "belongs_to", "") != "terminal")
+    return handler
+
+
+def _file_handler(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_PlainFormatter())
+    handler.addFilter(lambda record: getattr(record, "belongs_to", "") != "terminal")
+    return handler
+
+
+class _PlainFormatter(logging.Formatter):
+    """Time and message, and the level where it matters."""
+
+    _normal = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+    _warning = logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        serious = record.levelno >= logging.WARNING
+        return (self._warning if serious else self._normal).format(record)
+
+
+def _event_writer(folder: Path) -> Any:
+    try:
+        import_optional("tensorboard", "train", "Writing TensorBoard events")
+    except MissingDependencyError as error:
+        ROOT.warning("%s (training goes on without)", error)
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
