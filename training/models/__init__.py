@@ -12,33 +12,60 @@ from deploykit.errors import ConfigError
 from deploykit.training.models.assigners.dynamic_soft_label_assigner import (
     DynamicSoftLabelAssigner,
 )
+from deploykit.training.models.assigners.max_iou_assigner import MaxIoUAssigner
 from deploykit.training.models.backbones.cspnext import CSPNeXt
+from deploykit.training.models.backbones.resnet import ResNet, ResNetV1d, ResNeXt
+from deploykit.training.models.coders.delta_xywh import DeltaXYWHBBoxCoder
 from deploykit.training.models.coders.distance_point import DistancePointBBoxCoder
 from deploykit.training.models.data_preprocessor import DetDataPreprocessor
 from deploykit.training.models.detectors.base import BaseDetector
 from deploykit.training.models.detectors.rtmdet import RTMDet
 from deploykit.training.models.detectors.single_stage import SingleStageDetector
 from deploykit.training.models.heads.rtmdet_head import RTMDetHead, RTMDetSepBNHead
+from deploykit.training.models.losses.cross_entropy_loss import CrossEntropyLoss
+from deploykit.training.models.losses.focal_loss import FocalLoss
 from deploykit.training.models.losses.giou_loss import GIoULoss
+from deploykit.training.models.losses.iou_losses import CIoULoss, DIoULoss, IoULoss
+from deploykit.training.models.losses.l1_loss import L1Loss, SmoothL1Loss
 from deploykit.training.models.losses.quality_focal_loss import QualityFocalLoss
 from deploykit.training.models.necks.cspnext_pafpn import CSPNeXtPAFPN
+from deploykit.training.models.necks.fpn import FPN
+from deploykit.training.models.priors.anchor_generator import AnchorGenerator
 from deploykit.training.models.priors.point_generator import MlvlPointGenerator
+from deploykit.training.models.samplers.pseudo_sampler import PseudoSampler
+from deploykit.training.models.samplers.random_sampler import RandomSampler
 from deploykit.training.registry import MODELS
 
 __all__ = [
+    "FPN",
+    "AnchorGenerator",
     "BaseDetector",
+    "CIoULoss",
     "CSPNeXt",
     "CSPNeXtPAFPN",
+    "CrossEntropyLoss",
+    "DIoULoss",
+    "DeltaXYWHBBoxCoder",
     "DetDataPreprocessor",
     "DistancePointBBoxCoder",
     "DynamicSoftLabelAssigner",
+    "FocalLoss",
     "GIoULoss",
+    "IoULoss",
+    "L1Loss",
+    "MaxIoUAssigner",
     "MlvlPointGenerator",
+    "PseudoSampler",
     "QualityFocalLoss",
     "RTMDet",
     "RTMDetHead",
     "RTMDetSepBNHead",
+    "RandomSampler",
+    "ResNeXt",
+    "ResNet",
+    "ResNetV1d",
     "SingleStageDetector",
+    "SmoothL1Loss",
     "build_detector",
 ]
 

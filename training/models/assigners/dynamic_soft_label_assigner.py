@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deploykit.errors import ConfigError
+from deploykit.training.models.assigners.assignment import Assignment
 from deploykit.training.models.assigners.padded_targets import PaddedTargets
 from deploykit.training.models.box_overlaps import pairwise_iou
 from deploykit.training.registry import TASK_UTILS
@@ -18,19 +18,6 @@ from deploykit.training.registry import TASK_UTILS
 _EPS = 1e-7
 # Images are assigned together as long as their (object, prior) pairs number no more than this.
 _MAX_PAIRS = 2**25
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """Which object each prior is responsible for.
-
-    Args:
-        gt_index: int64 [B, P], index of the object, -1 for background.
-        overlap: float32 [B, P], IoU of the predicted box with that object, 0 for background.
-    """
-
-    gt_index: Tensor
-    overlap: Tensor
 
 
 @TASK_UTILS.register()

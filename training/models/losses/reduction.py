@@ -36,7 +36,7 @@ def reduce_loss(
         avg_factor: What ``"mean"`` divides the sum by, instead of the number of elements.
 
     Returns:
-        A scalar, or a tensor like ``loss`` for ``"none"``.
+        A scalar, or a tensor like ``loss`` for ``"none"``. The mean of nothing is 0.
 
     Raises:
         ValueError: ``avg_factor`` was given for a sum.
@@ -50,7 +50,7 @@ def reduce_loss(
             raise ValueError("avg_factor has no meaning for the reduction 'sum'")
         return loss.sum()
     if avg_factor is None:
-        return loss.mean()
+        return loss.mean() if loss.numel() else loss.sum()
     return loss.sum() / (avg_factor + torch.finfo(torch.float32).eps)
 
 
