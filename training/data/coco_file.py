@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,9 @@ from typing import Any, TypeGuard
 
 from deploykit.errors import DatasetError
 from deploykit.training.data.report import AnnotationReport
+
+# More pixels along an edge than any decoder takes.
+MAX_EDGE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ def read_coco_file(path: str | os.PathLike[str], needs_annotations: bool = True)
     wanted = ("images", "categories", *(("annotations",) if needs_annotations else ()))
     for key in wanted:
         if not isinstance(data.get(key), list):
-            found = "has none" if key not in data else f"has a {_type_name(data[key])} there"
+            found = _type_name(data[key]) if key in data else "nothing"
             raise DatasetError(
-                f"{name} is not a COCO file: it needs a list '{key}' and {found} "
+                f"{name} is not a COCO file: it needs a list '{key}', found {found} "
                 f"(its keys: {', '.join(map(str, list(data)[:8])) or 'none'})"
             )
     coco = CocoFile(name, report=AnnotationReport(name))
@@ -135,7 +137,7 @@ def _parse_image(entry: Any) -> CocoImage | str:
     if not isinstance(file_name, str) or not file_name:
         return f"id {image_id}: file_name {file_name!r:.40}"
     width, height = _as_int(entry.get("width")), _as_int(entry.get("height"))
-    if width is None or height is None or width < 1 or height < 1:
+    if not (width and height and 1 <= width <= MAX_EDGE and 1 <= height <= MAX_EDGE):
         return f"id {image_id}: size {entry.get('width')!r:.20} x {entry.get('height')!r:.20}"
     return CocoImage(image_id, file_name, width, height)
 
@@ -229,10 +231,8 @@ def _is_id(value: Any) -> TypeGuard[int | str]:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether this is a finite number (of a size that float64 holds)."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return math.isfinite(value) if isinstance(value, float) else abs(value) < 1 << 53
+    """Return whether this is a number that could be a coordinate or an area (so not NaN)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def _as_int(value: Any) -> int | None:
