@@ -67,6 +67,14 @@ def test_labels_stay_inside(box: list[float]) -> None:
     assert covered.sum() >= label_area
 
 
+def test_labels_stay_inside_low_images() -> None:
+    """Neither above nor below the edge of the box is room: the label moves up."""
+    found = one([40, 12, 100, 23], image_size=(24, 160))
+    image = grey_image(24)
+    picture = found.draw(image, DrawStyle(line_width=1, text_size=12, boxes=False))
+    assert changed(image, picture).any(axis=1).tolist() == [False] * 8 + [True] * 16
+
+
 def test_text_is_readable_on_its_label() -> None:
     for color, text in (((20, 20, 120), 255), ((250, 250, 80), 0)):
         picture = one([40, 60, 100, 100], palette=(color,)).draw(

@@ -18,6 +18,7 @@ from deploykit.runtimes.detector import Detector
 from deploykit.runtimes.file_inputs import FileInput
 from deploykit.runtimes.result_files import DetectionLog
 from deploykit.runtimes.sources import VideoReader
+from deploykit.runtimes.video_writer import VideoWriter
 from deploykit.spec import DimRange
 
 MakeImage = Callable[..., np.ndarray]
@@ -265,6 +266,29 @@ def test_ctrl_c_ends_a_camera_and_keeps_its_video(
     monkeypatch.undo()
     with VideoReader(place / "camera0.mp4") as reader:
         assert len(list(reader)) == 3
+
+
+def test_ctrl_c_in_a_file_ends_the_run(
+    place: Path, video_path: Path, plain_image: MakeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        VideoReader, "__iter__", lambda self: _frames_then_ctrl_c(plain_image(200, 100, 50))
+    )
+    assert main(["detect", "model.onnx", "clip.mp4"]) == 130
+    assert not (place / "detections" / "clip.mp4").exists()
+
+
+def test_a_video_that_ends_early_is_reported(place: Path, capsys: pytest.CaptureFixture) -> None:
+    path = place / "early.mp4"
+    with VideoWriter(path, fps=10) as writer:
+        for seed in range(20):
+            noise = np.random.default_rng(seed).integers(0, 256, (64, 96, 3), np.uint8)
+            writer.write(noise)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert main(["detect", "model.onnx", "early.mp4"]) == 0
+    assert "failed: early.mp4 ended after" in capsys.readouterr().out
+    assert (place / "detections" / "early.mp4").exists()
 
 
 def _camera_init(self: VideoReader, source: int) -> None:

@@ -161,6 +161,15 @@ def test_a_static_input_smaller_than_the_scale_is_filled() -> None:
     assert prepared.image_sizes.tolist() == [[96, 96], [32, 128]]
 
 
+def test_a_static_input_larger_than_the_scale_is_filled() -> None:
+    spec = input_spec(
+        height=DimRange.fixed(256), width=DimRange.fixed(256), scale=(160, 160), pad_size=(160, 160)
+    )
+    prepared = Preprocessor(spec)([noise(200, 100)])
+    assert prepared.images.shape == (1, 256, 256, 3)
+    assert prepared.image_sizes.tolist() == [[256, 128]]
+
+
 def test_a_static_input_takes_what_fits_unchanged() -> None:
     spec = input_spec(height=DimRange.fixed(160), width=DimRange.fixed(192), scale=(160, 128))
     preprocess = Preprocessor(spec)
