@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,12 +116,3 @@ def _whole(value: Any, name: str, smallest: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
         raise ConfigError(f"{name} must be a whole number >= {smallest}, got {value!r}")
     return value
-
-
-def available_workers() -> int:
-    """Return how many worker processes this machine can usefully run beside the training."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        cores = os.cpu_count() or 1
-    return max(cores - 1, 0)
