@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.onnx.errors import OnnxExporterError
 
 from deploykit.errors import ExportError
-from deploykit.exporters import seam
+from deploykit.exporters.translations import translation_table
 from deploykit.spec import DimRange, InputSpec, ModelSpec
 
 # ONNX Runtime's CUDA provider has no kernel for Resize from opset 19 and ReduceMax from opset 20.
@@ -72,32 +70,6 @@ def capture(detector: nn.Module, spec: ModelSpec) -> ir.Model:
     model: ir.Model = exported.model
     _name_axes(model, spec.input)
     return model
-
-
-def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Return how PyTorch operators are written in place of the exporter's own way."""
-    return {
-        **seam.translation_table(),
-        torch.ops.aten.div.Tensor_mode: _divide,
-        torch.ops.aten.div.Scalar_mode: _divide,
-    }
-
-
-def _divide(self: Any, other: Any, rounding_mode: str | None = None) -> Any:
-    """Divide with integers kept integers; the exporter's own goes through float32 and is inexact.
-
-    Candidate indices exceed the 2**24 up to which float32 is exact in large inputs.
-    """
-    if self.dtype.is_integer() and rounding_mode is not None:
-        if rounding_mode == "floor":
-            self = op.Sub(self, op.Mod(self, other))  # Mod has the sign of the divisor
-        return op.Div(self, other)
-    quotient = op.Div(self, other)
-    if rounding_mode == "floor":
-        return op.Floor(quotient)
-    if rounding_mode == "trunc":
-        return op.Mul(op.Sign(quotient), op.Floor(op.Abs(quotient)))
-    return quotient
 
 
 def example_inputs(spec: InputSpec, batch: int, height: int, width: int) -> tuple[Tensor, ...]:

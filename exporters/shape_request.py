@@ -17,113 +17,113 @@ class ShapeRequest:
     """The input shapes that an artefact shall take, in pixels.
 
     Args:
-        height: Heights.
+        height: Heights; with ``None`` for both axes the fixed size that the test pipeline pads to,
+            or where it pads to none, every size up to the longest edge that it produces.
         width: Widths.
         batch: Batch sizes.
     """
 
-    height: DimRange
-    width: DimRange
+    height: DimRange | None = None
+    width: DimRange | None = None
     batch: DimRange = field(default_factory=lambda: DimRange.fixed(1))
 
-    @property
-    def is_static(self) -> bool:
-        """Whether there is one shape only."""
-        return self.height.is_static and self.width.is_static and self.batch.is_static
+    @classmethod
+    def parse(
+        cls, shape: str | None = None, dynamic: str | None = None, batch: str = "1"
+    ) -> ShapeRequest:
+        """Read the shapes of a command line.
 
-    @property
-    def sizes(self) -> tuple[Size, Size, Size]:
-        """The smallest, optimal and largest (height, width)."""
-        height, width = self.height, self.width
-        return (height.min, width.min), (height.opt, width.opt), (height.max, width.max)
+        Args:
+            shape: A static size, ``"HEIGHTxWIDTH"``.
+            dynamic: A range of sizes, ``"HxW:HxW:HxW"`` (smallest, optimal, largest).
+            batch: A batch size, or ``"MIN:OPT:MAX"``.
 
-    def __str__(self) -> str:
-        size = ":".join(dict.fromkeys(f"{height}x{width}" for height, width in self.sizes))
-        return f"{size}, batch {self.batch}"
+        Raises:
+            UsageError: The text is not a shape, both forms are given, or min <= opt <= max is
+                violated.
+        """
+        if shape is not None and dynamic is not None:
+            raise UsageError("give --shape or --dynamic, not both")
+        batches = _parse_batch(batch)
+        if shape is not None:
+            height, width = _parse_size("--shape", shape)
+            return cls(DimRange.fixed(height), DimRange.fixed(width), batches)
+        if dynamic is None:
+            return cls(batch=batches)
+        sizes = [_parse_size("--dynamic", part) for part in dynamic.split(":")]
+        if len(sizes) != 3:
+            raise UsageError(
+                "--dynamic needs three sizes MIN:OPT:MAX, such as 320x320:640x640:1280x1280, got "
+                f"'{dynamic}'"
+            )
+        heights, widths = zip(*sizes, strict=True)
+        return cls(
+            _range("the heights of --dynamic", heights),
+            _range("the widths of --dynamic", widths),
+            batches,
+        )
 
     def apply(self, spec: InputSpec) -> InputSpec:
         """Return the input spec of an artefact with these shapes.
 
-        The optimal size becomes the size that images are resized and padded to, except where the
-        test pipeline's own size gives the same shape: then its exact numbers stay, so that images
-        are prepared as they were in training.
+        Images are prepared as the test pipeline prepares them wherever the artefact takes what
+        comes out. Otherwise they are fitted into the optimal size.
 
         Args:
             spec: The input spec of the checkpoint.
 
         Raises:
-            UsageError: A size is not a multiple of the divisor, or a batch size is out of range.
+            UsageError: A size is not a multiple of the divisor, or larger than the model takes, or
+                a batch size is.
         """
-        self._check(spec)
-        height, width = self.height.opt, self.width.opt
-        unchanged = (height, width) == (spec.height.opt, spec.width.opt)
-        static = self.height.is_static and self.width.is_static
-        return replace(
-            spec,
-            batch=self.batch,
-            height=self.height,
-            width=self.width,
-            scale=spec.scale if unchanged else (width, height),
-            pad_size=(height, width) if static or spec.pad_size is not None else None,
-        )
-
-    def _check(self, spec: InputSpec) -> None:
-        axes = (("height", self.height, spec.height), ("width", self.width, spec.width))
-        for axis, sizes, allowed in axes:
-            for size in (sizes.min, sizes.opt, sizes.max):
-                if size % spec.divisor:
-                    below = max(size // spec.divisor, 1) * spec.divisor
-                    raise UsageError(
-                        f"the input {axis} must be a multiple of {spec.divisor}, got {size}; "
-                        f"try {below} or {below + spec.divisor}"
-                    )
-            if sizes.max > allowed.max:
-                raise UsageError(
-                    f"the model takes an input {axis} of at most {allowed.max}, got {sizes.max}"
-                )
+        height, width = self._sizes(spec)
+        _check_axis("height", height, spec.height, spec.divisor)
+        _check_axis("width", width, spec.width, spec.divisor)
         if self.batch.max > spec.batch.max:
-            raise UsageError(f"the batch must be between 1 and {spec.batch.max}, got {self.batch}")
+            raise UsageError(f"the model takes batches of 1 to {spec.batch.max}, got {self.batch}")
+        result = replace(spec, batch=self.batch, height=height, width=width)
+        optimum = (height.opt, width.opt)
+        if not _takes_pipeline(spec, height, width):
+            result = replace(result, scale=optimum[::-1])
+            if spec.pad_size is not None:
+                result = replace(result, pad_size=optimum)
+        return replace(result, pad_size=optimum) if _is_static(height, width) else result
+
+    def _sizes(self, spec: InputSpec) -> tuple[DimRange, DimRange]:
+        if self.height is not None and self.width is not None:
+            return self.height, self.width
+        if spec.pad_size is not None:
+            return DimRange.fixed(spec.pad_size[0]), DimRange.fixed(spec.pad_size[1])
+        if spec.resize == "stretch":
+            return DimRange.fixed(spec.height.opt), DimRange.fixed(spec.width.opt)
+        longest = max(spec.height.opt, spec.width.opt)  # a portrait is as high as others are wide
+        return replace(spec.height, max=longest), replace(spec.width, max=longest)
 
 
-def parse_shape_request(
-    spec: InputSpec, shape: str | None = None, dynamic: str | None = None, batch: str = "1"
-) -> ShapeRequest:
-    """Read the shapes of a command line.
+def _is_static(height: DimRange, width: DimRange) -> bool:
+    return height.is_static and width.is_static
 
-    Args:
-        spec: The input spec of the checkpoint, for what is not given: the fixed size that the test
-            pipeline pads to; else every size up to the largest that the pipeline can produce.
-        shape: A static size, ``"HEIGHTxWIDTH"``.
-        dynamic: A range of sizes, ``"HxW:HxW:HxW"`` (smallest, optimal, largest).
-        batch: A batch size, or ``"MIN:OPT:MAX"``.
 
-    Raises:
-        UsageError: The text is not a shape, both forms are given, or min <= opt <= max is violated.
-    """
-    if shape is not None and dynamic is not None:
-        raise UsageError("give --shape or --dynamic, not both")
-    batches = _parse_batch(batch)
-    if shape is not None:
-        height, width = _parse_size("--shape", shape)
-        return ShapeRequest(DimRange.fixed(height), DimRange.fixed(width), batches)
-    if dynamic is not None:
-        sizes = [_parse_size("--dynamic", part) for part in dynamic.split(":")]
-        if len(sizes) != 3:
+def _takes_pipeline(spec: InputSpec, height: DimRange, width: DimRange) -> bool:
+    """Return whether everything that the test pipeline produces fits into the sizes."""
+    usual = (spec.height.opt, spec.width.opt)
+    if spec.pad_size is not None or spec.resize == "stretch" or _is_static(height, width):
+        return usual[0] in height and usual[1] in width
+    return min(height.max, width.max) >= max(usual)
+
+
+def _check_axis(name: str, sizes: DimRange, allowed: DimRange, divisor: int) -> None:
+    for size in (sizes.min, sizes.opt, sizes.max):
+        if size % divisor:
+            below = size // divisor * divisor
+            choice = f"{below} or {below + divisor}" if below else f"{divisor}"
             raise UsageError(
-                f"--dynamic must be three sizes MIN:OPT:MAX, such as "
-                f"320x320:640x640:1280x1280, got '{dynamic}'"
+                f"the input {name} must be a multiple of {divisor}, got {size}; try {choice}"
             )
-        heights, widths = zip(*sizes, strict=True)
-        return ShapeRequest(
-            _range("--dynamic heights", heights), _range("--dynamic widths", widths), batches
+    if sizes.max > allowed.max:
+        raise UsageError(
+            f"the model takes an input {name} of at most {allowed.max}, got {sizes.max}"
         )
-    if spec.pad_size is not None:
-        height, width = spec.pad_size
-        return ShapeRequest(DimRange.fixed(height), DimRange.fixed(width), batches)
-    longest = max(spec.height.opt, spec.width.opt)  # a portrait is as high as a landscape is wide
-    return ShapeRequest(
-        replace(spec.height, max=longest), replace(spec.width, max=longest), batches
-    )
 
 
 def _parse_size(option: str, text: str) -> Size:

@@ -1,0 +1,118 @@
+"""Images to measure the parity of a conversion on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from deploykit.errors import MediaError
+from deploykit.image_io import list_images
+from deploykit.training.input_spec import dataset_config
+
+MAX_IMAGES = 16
+# (height, width) of the drawn images: landscape, portrait, square, small, elongated.
+_DRAWN_SIZES = ((480, 640), (640, 427), (512, 512), (96, 128), (240, 720), (600, 800))
+
+Image = npt.NDArray[np.uint8] | Path
+
+
+def choose_images(
+    paths: Sequence[Path], config: Mapping[str, Any], limit: int = MAX_IMAGES
+) -> tuple[list[Image], str]:
+    """Choose the images for a parity check.
+
+    Args:
+        paths: Files and folders that the user named; may be empty.
+        config: The model's config, whose validation images are the second choice.
+        limit: At most so many are taken, evenly spread.
+
+    Returns:
+        The images, and in words where they come from. Without any others they are drawn.
+
+    Raises:
+        MediaError: A named file or folder is missing, or there is no image in it.
+    """
+    if paths:
+        named = [image for path in paths for image in _images_at(path)]
+        return _spread(named, limit), _described("images given", named, limit)
+    validation = validation_images(config)
+    if validation:
+        return _spread(validation, limit), _described("validation images", validation, limit)
+    drawn: list[Image] = [draw_scene(seed, size) for seed, size in enumerate(_DRAWN_SIZES)]
+    return drawn[:limit], f"{len(drawn[:limit])} drawn images"
+
+
+def validation_images(config: Mapping[str, Any]) -> list[Path]:
+    """Return the images of a config's validation set that exist on disk, sorted by name."""
+    for loader in ("val_dataloader", "test_dataloader"):
+        dataset = dataset_config(config, loader)
+        root = Path(dataset.get("data_root") or "")
+        folder = root / ((dataset.get("data_prefix") or {}).get("img") or "")
+        annotations = root / (dataset.get("ann_file") or "")
+        if annotations.is_file() and annotations.suffix == ".json" and folder.is_dir():
+            found = [folder / name for name in _annotated_files(annotations)]
+            found = sorted(path for path in found if path.is_file())
+            if found:
+                return found
+    return []
+
+
+def _annotated_files(annotations: Path) -> list[str]:
+    try:
+        entries = json.loads(annotations.read_text())["images"]
+        return [str(entry["file_name"]) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # not a COCO file; another choice of images will do
+
+
+def draw_scene(seed: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Draw an image with objects of many sizes, edges, gradients and texture.
+
+    Args:
+        seed: The same seed gives the same image everywhere.
+        size: (height, width) in pixels.
+
+    Returns:
+        uint8 [height, width, 3], BGR.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = size
+    coarse = rng.integers(40, 216, (8, 8, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(24):
+        centre = (int(rng.integers(width)), int(rng.integers(height)))
+        radius = max(2, int(min(height, width) * rng.uniform(0.01, 0.25)))
+        axes = (radius, max(1, int(radius * rng.uniform(0.3, 1))))
+        colour = [int(value) for value in rng.integers(0, 256, 3)]
+        if rng.random() < 0.5:
+            cv2.ellipse(image, centre, axes, float(rng.integers(180)), 0, 360, colour, -1)
+        else:
+            corner = (centre[0] + axes[0], centre[1] + axes[1])
+            cv2.rectangle(image, centre, corner, colour, -1 if rng.random() < 0.7 else 2)
+    noise = rng.normal(0, 8, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+def _images_at(path: Path) -> list[Path]:
+    if path.is_dir():
+        return list_images(path)
+    if not path.is_file():
+        raise MediaError(f"{path}: no such image or folder")
+    return [path]
+
+
+def _spread(images: Sequence[Path], limit: int) -> list[Image]:
+    if len(images) <= limit:
+        return list(images)
+    return [images[index * len(images) // limit] for index in range(limit)]
+
+
+def _described(what: str, images: Sequence[Path], limit: int) -> str:
+    taken = "" if len(images) <= limit else f"{limit} of "
+    return f"{taken}{len(images)} {what}"
