@@ -19,8 +19,13 @@ from deploykit.training.models.coders.delta_xywh import DeltaXYWHBBoxCoder
 from deploykit.training.models.coders.distance_point import DistancePointBBoxCoder
 from deploykit.training.models.data_preprocessor import DetDataPreprocessor
 from deploykit.training.models.detectors.base import BaseDetector
+from deploykit.training.models.detectors.retinanet import RetinaNet
+from deploykit.training.models.detectors.rpn import RPN
 from deploykit.training.models.detectors.rtmdet import RTMDet
 from deploykit.training.models.detectors.single_stage import SingleStageDetector
+from deploykit.training.models.heads.anchor_head import AnchorHead
+from deploykit.training.models.heads.retina_head import RetinaHead, RetinaSepBNHead
+from deploykit.training.models.heads.rpn_head import RPNHead
 from deploykit.training.models.heads.rtmdet_head import RTMDetHead, RTMDetSepBNHead
 from deploykit.training.models.losses.cross_entropy_loss import CrossEntropyLoss
 from deploykit.training.models.losses.focal_loss import FocalLoss
@@ -38,7 +43,9 @@ from deploykit.training.registry import MODELS
 
 __all__ = [
     "FPN",
+    "RPN",
     "AnchorGenerator",
+    "AnchorHead",
     "BaseDetector",
     "CIoULoss",
     "CSPNeXt",
@@ -57,6 +64,7 @@ __all__ = [
     "MlvlPointGenerator",
     "PseudoSampler",
     "QualityFocalLoss",
+    "RPNHead",
     "RTMDet",
     "RTMDetHead",
     "RTMDetSepBNHead",
@@ -64,6 +72,9 @@ __all__ = [
     "ResNeXt",
     "ResNet",
     "ResNetV1d",
+    "RetinaHead",
+    "RetinaNet",
+    "RetinaSepBNHead",
     "SingleStageDetector",
     "SmoothL1Loss",
     "build_detector",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, overload
+from typing import Any, cast, overload
 
+import torch
 from torch import Tensor, nn
 
 from deploykit.training.models.heads.dense_detections import DetectionTensors
@@ -80,6 +81,11 @@ class BaseDetector(nn.Module, ABC):
         if isinstance(inputs, Batch):
             return self.loss(inputs)
         return self.predict(inputs, image_sizes)
+
+    def padded_sizes(self, image_sizes: Tensor) -> Tensor:
+        """Return image sizes int [B, 2] rounded up to what the data preprocessor pads to."""
+        divisor = int(cast(Any, self.data_preprocessor).pad_size_divisor)
+        return torch.div(image_sizes + divisor - 1, divisor, rounding_mode="floor") * divisor
 
     def init_weights(self) -> None:
         """Initialise the weights: each part in its own way, then ``init_cfg`` of the whole."""

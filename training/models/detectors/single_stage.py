@@ -60,11 +60,9 @@ class SingleStageDetector(BaseDetector):
         """See ``BaseDetector.loss``."""
         pixels = self.data_preprocessor(batch.images, batch.image_sizes)
         feats = self.extract_feat(pixels)
-        divisor = cast(Any, self.data_preprocessor).pad_size_divisor
-        padded_sizes = torch.div(batch.image_sizes + divisor - 1, divisor, rounding_mode="floor")
-        return cast(
-            dict[str, Tensor], self.bbox_head.loss(feats, batch.targets, padded_sizes * divisor)
-        )
+        padded_sizes = self.padded_sizes(batch.image_sizes)
+        losses = self.bbox_head.loss(feats, batch.targets, padded_sizes, batch.image_sizes)
+        return cast(dict[str, Tensor], losses)
 
     def predict(self, images: Tensor, image_sizes: Tensor | None = None) -> DetectionTensors:
         """See ``BaseDetector.predict``."""

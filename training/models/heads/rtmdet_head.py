@@ -145,15 +145,20 @@ class RTMDetHead(nn.Module):
         return tuple(level[0] for level in levels), tuple(level[1] for level in levels)
 
     def loss(
-        self, feats: Sequence[Tensor], targets: Sequence[Targets], image_sizes: Tensor
+        self,
+        feats: Sequence[Tensor],
+        targets: Sequence[Targets],
+        padded_sizes: Tensor,
+        image_sizes: Tensor,
     ) -> dict[str, Tensor]:
         """Compute the losses of a batch.
 
         Args:
             feats: float32 [B, in_channels, H_i, W_i] per level.
             targets: Ground truth per image.
-            image_sizes: int [B, 2], (height, width) in pixels, padded to the preprocessor's
+            padded_sizes: int [B, 2], (height, width) in pixels, padded to the preprocessor's
                 divisor; points beyond are not trained.
+            image_sizes: int [B, 2], the same before that padding; not needed here.
 
         Returns:
             Scalars ``loss_cls`` and ``loss_bbox``, each divided by the sum of the IoUs of the
@@ -172,7 +177,7 @@ class RTMDetHead(nn.Module):
             logits = torch.cat([score.flatten(2) for score in cls_scores], dim=2).float()
             distances = torch.cat([pred.flatten(2) for pred in bbox_preds], dim=2).float()
             boxes = self.bbox_coder.decode(priors[:, :2], distances.transpose(1, 2))
-            valid = self.prior_generator.valid_flags(sizes, image_sizes)
+            valid = self.prior_generator.valid_flags(sizes, padded_sizes)
             padded = PaddedTargets.from_targets(targets)
             return self._loss_of_points(logits, boxes, priors, valid, padded)
 

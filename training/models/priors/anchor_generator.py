@@ -54,7 +54,7 @@ class AnchorGenerator:
         self.base_sizes = tuple(
             [min(stride) for stride in self.strides] if base_sizes is None else base_sizes
         )
-        self.ratios = torch.tensor(list(ratios), dtype=torch.float32)
+        self.ratios = torch.tensor(list(ratios), dtype=torch.float32, device="cpu")
         self.scales = _scales(scales, octave_base_scale, scales_per_octave)
         self.scale_major = scale_major
         if len(self.ratios) == 0 or min(ratios) <= 0:
@@ -198,7 +198,6 @@ def _scales(
         raise ConfigError(
             "AnchorGenerator: give either scales or octave_base_scale with scales_per_octave"
         )
-    values = torch.tensor(list(scales), dtype=torch.float32)
-    if len(values) == 0 or values.min() <= 0:
+    if len(scales) == 0 or min(scales) <= 0:
         raise ConfigError(f"AnchorGenerator: scales must be positive, got {list(scales)}")
-    return values
+    return torch.tensor(list(scales), dtype=torch.float32, device="cpu")
