@@ -22,6 +22,7 @@ _STAGE_COLOURS = {"preprocess": "#56B4E9", "inference": "#0072B2", "postprocess"
 _POINTS, _BOX, _P99 = "#0072B2", "#1b4965", "#D55E00"
 _INK, _FAINT, _GRID = "#222222", "#666666", "#dddddd"
 _LABEL_CHARACTERS = 34
+_LOG_FROM = 15  # times that the slowest median exceeds the fastest
 _MAX_POINTS = 1500
 _ROW_INCHES, _MARGIN_INCHES, _WIDTH_INCHES = 0.62, 1.05, 11.5
 
@@ -108,8 +109,16 @@ def _draw_distributions(axes: Any, workload: WorkloadResult) -> None:
             text = f"{beyond} slower, up to {milliseconds(result.latency.max)} \u2192"
             axes.text(limit, row + 0.33, text, ha="right", fontsize=8, color=_FAINT, zorder=4)
     axes.set_title(workload.title, loc="left", fontsize=11, color=_INK)
-    axes.set_xlabel("latency of a call in ms: points, p25-p75, median; p99 in red", fontsize=9)
-    _finish_axes(axes, workload, limit)
+    text = "latency of a call in ms: points, p25-p75, median; p99 in red"
+    medians = [result.latency.p50 for result in workload.results]
+    if max(medians) > _LOG_FROM * min(medians):
+        axes.set_xscale("log")
+        text += " (log axis)"
+        axes.set_xlim(0.9 * min(result.latency.min for result in workload.results), limit)
+    else:
+        axes.set_xlim(0, limit)
+    axes.set_xlabel(text, fontsize=9)
+    _finish_axes(axes, workload)
 
 
 def _draw_stages(axes: Any, workload: WorkloadResult) -> None:
@@ -135,17 +144,17 @@ def _draw_stages(axes: Any, workload: WorkloadResult) -> None:
         axes.text(left + 0.015 * longest, row, _caption(workload, result), va="center", fontsize=9)
     axes.set_title("mean time of each stage in ms", loc="left", fontsize=11, color=_INK)
     axes.set_xlabel("stacked; with the throughput of one caller", fontsize=9)
-    _finish_axes(axes, workload, 1.38 * longest)
+    axes.set_xlim(0, 1.38 * longest)
+    _finish_axes(axes, workload)
 
 
 def _caption(workload: WorkloadResult, result: ModelResult) -> str:
     text = f"{workload.images_per_second(result):.1f} images/s"
     ratio = workload.ratios[workload.results.index(result)]
-    return text if result is workload.results[0] else f"{text}\n{ratio.value:.2f}x the time"
+    return text if result is workload.results[0] else f"{text}\n{ratio.value:.2g}x the time"
 
 
-def _finish_axes(axes: Any, workload: WorkloadResult, longest: float) -> None:
-    axes.set_xlim(0, longest)
+def _finish_axes(axes: Any, workload: WorkloadResult) -> None:
     axes.set_yticks(range(len(workload.results)), [_label(one) for one in workload.results])
     axes.set_ylim(len(workload.results) - 0.5, -0.5)
     axes.grid(axis="x", color=_GRID, linewidth=0.8, zorder=0)

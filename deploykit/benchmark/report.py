@@ -156,6 +156,12 @@ class BenchmarkReport:
         if load is not None and load > 0.5 * cores:
             notes.append(f"the machine was busy at the start: load {load:.1f} on {cores:g} cores")
         for workload in self.workloads:
+            rounds = workload.results[0].timings.round_count
+            if rounds < self.plan.rounds:
+                notes.append(
+                    f"{workload.title}: ended after {rounds} of {self.plan.rounds} rounds at the "
+                    f"time limit of {self.plan.max_seconds:g} s (raise --max-time)"
+                )
             for result in workload.results:
                 where = f"{result.model.name}, {workload.title}"
                 if not result.warmup.stable:

@@ -23,6 +23,7 @@ Progress = Callable[[str, float], None]
 STAGES = ("preprocess", "inference", "postprocess")
 
 _MAX_CALLS_PER_TURN = 1000
+_FEWEST_ROUNDS = 5  # that a time limit leaves
 _WARMUP_WINDOW = 5  # calls whose median is compared with that of the calls before
 _NS_PER_MS = 1e6
 _NS_PER_S = 1e9
@@ -35,6 +36,8 @@ class MeasurementPlan:
     Args:
         rounds: Rounds to run at least. In a round every model has one turn.
         min_seconds: Timed seconds per model to reach at least.
+        max_seconds: Time after which the rounds of a workload end although ``rounds`` or
+            ``min_seconds`` is not reached; at least five rounds are run.
         warmup_calls: Calls per model before measuring, at least.
         turn_seconds: How long a turn should last: a model is called repeatedly within its turn.
         stable_within: The warm-up ends when the medians of two successive windows of calls differ
@@ -48,6 +51,7 @@ class MeasurementPlan:
 
     rounds: int = 20
     min_seconds: float = 3.0
+    max_seconds: float = 60.0
     warmup_calls: int = 5
     turn_seconds: float = 0.1
     stable_within: float = 0.05
@@ -59,6 +63,8 @@ class MeasurementPlan:
             raise UsageError(f"the number of rounds must be at least 1, got {self.rounds}")
         if not 0 <= self.min_seconds < float("inf"):
             raise UsageError(f"the minimum time must be at least 0 s, got {self.min_seconds}")
+        if not self.max_seconds > 0:
+            raise UsageError(f"the maximum time must be above 0 s, got {self.max_seconds}")
         if self.warmup_calls < 1:
             raise UsageError(f"there must be at least 1 warm-up call, got {self.warmup_calls}")
 
@@ -102,6 +108,11 @@ class Timings:
         """Return float [N], the time of one stage in milliseconds."""
         milliseconds: Floats = self.stages_ns[:, STAGES.index(stage)] / _NS_PER_MS
         return milliseconds
+
+    @property
+    def round_count(self) -> int:
+        """Number of rounds."""
+        return int(self.rounds[-1]) + 1
 
     def round_medians_ms(self) -> Floats:
         """Return float [number of rounds], the median latency of each round in milliseconds."""
@@ -226,7 +237,7 @@ def measure(
         fitting = round(plan.turn_seconds * _NS_PER_S / max(warmup.median_ns, 1.0))
         contestant.calls_per_turn = min(max(1, fitting), _MAX_CALLS_PER_TURN)
     lead_calls = 1 if len(contestants) > 1 else 0
-    number, done = 0, 0.0
+    number, done, start = 0, 0.0, clock()
     while done < 1:
         order = _rotated(contestants, number)
         for contestant in order:
@@ -236,6 +247,9 @@ def measure(
         least = min(contestant.timed_ns for contestant in contestants) / _NS_PER_S
         by_time = least / plan.min_seconds if plan.min_seconds > 0 else 1.0
         done = min(number / plan.rounds, by_time)
+        elapsed = (clock() - start) / _NS_PER_S
+        if number >= _FEWEST_ROUNDS and elapsed > plan.max_seconds:
+            break
     report("done", 1.0)
     timings = [contestant.timings() for contestant in contestants]
     return list(zip(warmups, timings, strict=True))

@@ -61,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timed seconds per model, at least (3)",
     )
     parser.add_argument(
+        "--max-time",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="end a workload after this many seconds, even before that (60)",
+    )
+    parser.add_argument(
         "--threads",
         type=int,
         metavar="N",
@@ -101,7 +108,10 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         num_threads=args.threads,
         plan=MeasurementPlan(
-            rounds=args.rounds, min_seconds=args.min_time, warmup_calls=args.warmup
+            rounds=args.rounds,
+            min_seconds=args.min_time,
+            max_seconds=args.max_time,
+            warmup_calls=args.warmup,
         ),
         fresh_processes=not args.no_memory,
     )
@@ -119,10 +129,10 @@ def run(args: argparse.Namespace) -> int:
     console.print(report.render())
     if args.json is not None:
         report.write_json(args.json)
-        console.print(f"numbers: {args.json}", highlight=False)
+        console.print(f"numbers: {args.json}", highlight=False, soft_wrap=True)
     if args.plot is not None:
         report.write_plot(args.plot)
-        console.print(f"plot: {args.plot}", highlight=False)
+        console.print(f"plot: {args.plot}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -124,5 +124,5 @@ def run(args: argparse.Namespace) -> int:
     console.print(report.render())
     if args.json is not None:
         report.write_json(args.json)
-        console.print(f"report: {args.json}", highlight=False)
+        console.print(f"report: {args.json}", highlight=False, soft_wrap=True)
     return 0 if report.passed else 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -109,13 +110,21 @@ def test_numbers_of_a_workload(run):
 
 def test_a_model_that_slows_down_is_noted(run, simulation, monkeypatch):
     monkeypatch.setitem(INFERENCE_MS, "a.pth", lambda call: 17 if call < 20 else 40)
-    report = run(models=["a.pth"], plan=MeasurementPlan(20, 0.0, 1, turn_seconds=0.0))
+    report = run(models=["a.pth"], plan=replace(PLAN, rounds=20))
     assert any("the median changed by +115%" in note for note in report.notes)
     assert any("20 calls were timed" in note for note in report.notes)
 
 
 def test_a_steady_run_needs_no_note(run):
-    assert run(plan=MeasurementPlan(100, 0.0, 1, turn_seconds=0.0)).notes == ()
+    assert run(plan=replace(PLAN, rounds=100)).notes == ()
+
+
+def test_rounds_that_a_time_limit_cut_are_noted(run):
+    report = run(plan=replace(PLAN, rounds=100, max_seconds=0.3))
+    assert (
+        "network input 8x8: ended after 6 of 100 rounds at the time limit of 0.3 s"
+        in (report.notes[0])
+    )
 
 
 def test_notes_on_a_busy_machine_artificial_images_and_a_restless_model(simulation):
@@ -123,7 +132,7 @@ def test_notes_on_a_busy_machine_artificial_images_and_a_restless_model(simulati
         BenchmarkRequest((Path("a.pth"),), plan=PLAN, fresh_processes=False),
         clock=simulation.clock,
         open_detector=lambda path, size: simulation.detector("a", lambda call: 1.3**call),
-        machine=Machine(**{**vars(MACHINE), "load_average": 1.5}),
+        machine=replace(MACHINE, load_average=1.5),
     )
     notes = " | ".join(report.notes)
     assert "the images are artificial" in notes
@@ -184,8 +193,15 @@ def test_the_plot_says_what_it_shows(run, tmp_path):
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         run(models=["a.pth", "b.onnx", "b.onnx"]).write_plot(path)
     text = path.read_text()
-    for part in ("b.onnx #2", "batch 1, network input 8x8", "0.50x the time", "inference"):
+    for part in ("b.onnx #2", "batch 1, network input 8x8", "0.5x the time", "inference"):
         assert part in text
+
+
+def test_models_of_very_different_speed_are_drawn_on_a_log_axis(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(INFERENCE_MS, "a.pth", 700)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        run().write_plot(tmp_path / "latency.svg")
+    assert "(log axis)" in (tmp_path / "latency.svg").read_text()
 
 
 def test_a_plot_of_another_format_is_refused(run, tmp_path):
@@ -282,6 +298,7 @@ def test_the_command(command, simulation, tmp_path, capsys):
         (["--rounds", "0"], "rounds must be at least 1"),
         (["--warmup", "0"], "at least 1 warm-up call"),
         (["--min-time", "-1"], "at least 0 s"),
+        (["--max-time", "0"], "above 0 s"),
         (["--threads", "0"], "--threads must be at least 1"),
         (["--plot", "latency.gif"], "got 'latency.gif'"),
     ],

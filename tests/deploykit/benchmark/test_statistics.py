@@ -4,7 +4,7 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.benchmark.statistics import LatencyStatistics, ratio_of_medians, summarise
@@ -13,6 +13,7 @@ from deploykit.errors import UsageError
 latencies = st.lists(st.floats(0.001, 1e4), min_size=2, max_size=60)
 
 
+@settings(deadline=None)
 @given(latencies)
 def test_the_summary_is_that_of_the_standard_library(values):
     found = summarise(values)

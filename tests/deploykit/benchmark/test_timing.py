@@ -114,6 +114,21 @@ def test_rounds_go_on_until_the_minimum_time_is_reached_by_every_model(simulatio
     assert fast.total_ms.sum() == pytest.approx(500)
 
 
+def test_a_time_limit_ends_the_rounds_but_leaves_five(simulation):
+    detectors = [(name, simulation.detector(name, 97)) for name in "AB"]
+    limits = {"rounds": 100, "min_seconds": 100.0}
+    # A round is two models' turns of two calls of 100 ms: 0.4 s.
+    for limit, rounds in ((4.1, 11), (0.1, 5)):
+        measured = measure(
+            detectors,
+            simulation.images,
+            1,
+            plan(**limits, max_seconds=limit),
+            clock=simulation.clock,
+        )
+        assert [timings.round_count for _, timings in measured] == [rounds, rounds]
+
+
 def test_percentiles_medians_per_round_and_stages(simulation):
     latencies = iter([*[5] * 10, *range(1, 101)])
     detector = simulation.detector("a", lambda call: next(latencies))
@@ -141,7 +156,9 @@ def test_progress_ends_at_one_and_never_goes_back(simulation):
     assert seen[0][0] == "warming up A" and seen[-1] == ("done", 1.0)
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"warmup_calls": 0}, {"min_seconds": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"rounds": 0}, {"warmup_calls": 0}, {"min_seconds": -1}, {"max_seconds": 0}]
+)
 def test_plans_are_checked(wrong):
-    with pytest.raises(UsageError, match="at least"):
+    with pytest.raises(UsageError, match="at least|above 0"):
         MeasurementPlan(**wrong)

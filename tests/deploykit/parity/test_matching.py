@@ -35,6 +35,7 @@ boxes = st.tuples(*[st.integers(0, 20)] * 4).map(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(boxes, max_size=5), st.lists(boxes, max_size=5))
 def test_box_iou_is_that_of_the_definition(first, second):
     found = box_iou(
