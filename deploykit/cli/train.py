@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import tempfile
 from contextlib import ExitStack
@@ -102,6 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; see the module's ``SUMMARY``."""
+    # Threads that spin while they wait starve the loader's processes and one another when there are
+    # more of them than cores: an iteration then takes ten times as long. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     torch = import_optional("torch", "train", "Training")
     from deploykit.training.engine import distributed
 
@@ -213,13 +217,28 @@ def _config(args: argparse.Namespace, stack: ExitStack) -> Config:
 def _draw_data(config: Config, stack: ExitStack) -> Path:
     from deploykit.training.data.drawn_dataset import write_drawn_dataset
     from deploykit.training.engine import distributed
-    from deploykit.training.model_spec import class_names
 
     folder = None
     if distributed.rank() == 0:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deploykit-")))
-        write_drawn_dataset(folder, class_names(config, {})[0])
+        write_drawn_dataset(folder, _class_names(config))
     return Path(distributed.broadcast(folder))
+
+
+def _class_names(config: Config) -> tuple[str, ...]:
+    """Return the classes that the config trains, or names for as many as its model has."""
+    from deploykit.training.data.coco_classes import COCO_CLASSES
+    from deploykit.training.engine.overrides import leaf_datasets
+    from deploykit.training.model_spec import num_classes
+
+    for dataset in leaf_datasets((config.get("train_dataloader") or {}).get("dataset")):
+        classes = (dataset.get("metainfo") or {}).get("classes")
+        if isinstance(classes, (list, tuple)) and classes:
+            return tuple(str(name) for name in classes)
+    count = num_classes(config)
+    if count in (None, len(COCO_CLASSES)):
+        return COCO_CLASSES
+    return tuple(f"class {index}" for index in range(count))
 
 
 def _import_modules(config: Config) -> None:

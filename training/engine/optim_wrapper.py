@@ -97,7 +97,8 @@ class OptimWrapper:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss (scalar)."""
-        self._scaler.scale(loss / self._divisor()).backward()
+        scaled: Tensor = self._scaler.scale(loss / self._divisor())
+        scaled.backward()  # type: ignore[no-untyped-call]
         self._count += 1
 
     def step(self) -> bool:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from deploykit.training.structures import Batch
 
 _MEANINGS = {
-    "data": "data (waiting for the loader)",
-    "forward": "forward and losses",
+    "data": "data (wait)",
+    "forward": "forward, losses",
     "backward": "backward",
-    "step": "optimizer step",
-    "hooks": "averaged weights, schedulers",
-    "total": "whole iteration",
+    "step": "optimizer",
+    "hooks": "EMA, schedule",
+    "total": "iteration",
 }
 
 
