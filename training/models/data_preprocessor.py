@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ class DetDataPreprocessor(nn.Module):
         rgb_to_bgr: Also swaps the channels, as in MMEngine.
         boxtype2tensor: Accepted for compatibility; boxes are always tensors.
         non_blocking: Accepted for compatibility; the trainer moves batches.
-        batch_augments: Must be ``None`` or empty.
+        batch_augments: ``None``, or one ``dict(type="BatchFixedSizePad", size=(height, width))``:
+            while training, batches are padded to at least that size, with ``img_pad_value``.
 
     Raises:
         ConfigError: The arguments contradict each other or ask for what is not supported.
@@ -49,7 +50,7 @@ class DetDataPreprocessor(nn.Module):
         rgb_to_bgr: bool = False,
         boxtype2tensor: bool = True,
         non_blocking: bool = False,
-        batch_augments: Sequence[Any] | None = None,
+        batch_augments: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         if (mean is None) != (std is None):
@@ -61,10 +62,10 @@ class DetDataPreprocessor(nn.Module):
             )
         if bgr_to_rgb and rgb_to_bgr:
             raise ConfigError("data_preprocessor: bgr_to_rgb and rgb_to_bgr exclude each other")
-        if batch_augments or mask_pad_value != 0 or pad_size_divisor < 1:
+        if mask_pad_value != 0 or pad_size_divisor < 1:
             raise ConfigError(
-                "data_preprocessor: batch_augments and mask_pad_value other than 0 are not "
-                "supported, and pad_size_divisor must be at least 1"
+                "data_preprocessor: mask_pad_value must be 0, and pad_size_divisor at least 1, got "
+                f"{mask_pad_value} and {pad_size_divisor}"
             )
         self.normalizes = mean is not None
         self.mean: Tensor
@@ -75,6 +76,7 @@ class DetDataPreprocessor(nn.Module):
         self.network_is_rgb = bgr_to_rgb or rgb_to_bgr
         self.pad_size_divisor = pad_size_divisor
         self.pad_value = float(pad_value)
+        self.training_size, self.training_pad_value = _fixed_size(batch_augments)
 
     def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> Tensor:
         """Prepare a batch.
@@ -85,7 +87,8 @@ class DetDataPreprocessor(nn.Module):
                 beyond becomes padding. ``None``: the images fill the batch.
 
         Returns:
-            float32 [B, 3, H', W'], H' and W' being multiples of ``pad_size_divisor``.
+            float32 [B, 3, H', W'], H' and W' being multiples of ``pad_size_divisor``, or while
+            training at least the size of ``BatchFixedSizePad``.
         """
         pixels = images.permute(0, 3, 1, 2)
         if not self.network_is_rgb:
@@ -103,8 +106,50 @@ class DetDataPreprocessor(nn.Module):
             pad = (0, -width % self.pad_size_divisor, 0, -height % self.pad_size_divisor)
             if any(pad):
                 pixels = F.pad(pixels, pad, value=self.pad_value)
+        if self.training and self.training_size is not None:
+            bottom = max(0, self.training_size[0] - pixels.shape[2])
+            right = max(0, self.training_size[1] - pixels.shape[3])
+            pixels = F.pad(pixels, (0, right, 0, bottom), value=self.training_pad_value)
         return pixels
+
+    def padded_sizes(self, image_sizes: Tensor) -> Tensor:
+        """Return what the sizes of images become by padding them one by one.
+
+        Args:
+            image_sizes: int [B, 2], (height, width) in pixels.
+
+        Returns:
+            int [B, 2], multiples of ``pad_size_divisor``, or while training at least the size of
+            ``BatchFixedSizePad``.
+        """
+        divisor = self.pad_size_divisor
+        sizes = torch.div(image_sizes + divisor - 1, divisor, rounding_mode="floor") * divisor
+        if self.training and self.training_size is not None:
+            sizes = torch.maximum(sizes, sizes.new_tensor(self.training_size))
+        return sizes
 
 
 def _can_normalize(mean: Sequence[float], std: Sequence[float]) -> bool:
     return len(mean) in (1, 3) and len(std) == len(mean) and min(std) > 0
+
+
+def _fixed_size(
+    batch_augments: Sequence[Mapping[str, Any]] | None,
+) -> tuple[tuple[int, int] | None, float]:
+    """Return the (height, width) that training batches are padded to, and with what."""
+    if not batch_augments:
+        return None, 0.0
+    options = dict(batch_augments[0])
+    size = options.get("size")
+    if (
+        len(batch_augments) != 1
+        or options.get("type") != "BatchFixedSizePad"
+        or not isinstance(size, list | tuple)
+        or len(size) != 2
+        or options.get("mask_pad_value", 0) != 0
+    ):
+        raise ConfigError(
+            "data_preprocessor: batch_augments must be one dict(type='BatchFixedSizePad', "
+            f"size=(height, width)), got {list(batch_augments)!r}"
+        )
+    return (int(size[0]), int(size[1])), float(options.get("img_pad_value", 0))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast, overload
+from typing import Any, overload
 
-import torch
 from torch import Tensor, nn
 
+from deploykit.training.models.data_preprocessor import DetDataPreprocessor
 from deploykit.training.models.heads.dense_detections import DetectionTensors
 from deploykit.training.models.weight_init import InitConfig, initialize
 from deploykit.training.registry import MODELS
@@ -31,7 +31,7 @@ class BaseDetector(nn.Module, ABC):
         self, data_preprocessor: Mapping[str, Any] | None = None, init_cfg: InitConfig = None
     ) -> None:
         super().__init__()
-        self.data_preprocessor: nn.Module = MODELS.build(
+        self.data_preprocessor: DetDataPreprocessor = MODELS.build(
             data_preprocessor or {}, type="DetDataPreprocessor"
         )
         self.init_cfg = init_cfg
@@ -81,11 +81,6 @@ class BaseDetector(nn.Module, ABC):
         if isinstance(inputs, Batch):
             return self.loss(inputs)
         return self.predict(inputs, image_sizes)
-
-    def padded_sizes(self, image_sizes: Tensor) -> Tensor:
-        """Return image sizes int [B, 2] rounded up to what the data preprocessor pads to."""
-        divisor = int(cast(Any, self.data_preprocessor).pad_size_divisor)
-        return torch.div(image_sizes + divisor - 1, divisor, rounding_mode="floor") * divisor
 
     def init_weights(self) -> None:
         """Initialise the weights: each part in its own way, then ``init_cfg`` of the whole."""

@@ -48,8 +48,7 @@ class SingleStageDetector(BaseDetector):
     @property
     def size_divisor(self) -> int:
         """The coarsest stride of the backbone, or the preprocessor's divisor if that is larger."""
-        preprocessor = cast(Any, self.data_preprocessor)
-        return int(max(*self.backbone.out_strides, preprocessor.pad_size_divisor))
+        return int(max(*self.backbone.out_strides, self.data_preprocessor.pad_size_divisor))
 
     def extract_feat(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return the features of normalised images [B, 3, H, W], one tensor per level."""
@@ -60,7 +59,7 @@ class SingleStageDetector(BaseDetector):
         """See ``BaseDetector.loss``."""
         pixels = self.data_preprocessor(batch.images, batch.image_sizes)
         feats = self.extract_feat(pixels)
-        padded_sizes = self.padded_sizes(batch.image_sizes)
+        padded_sizes = self.data_preprocessor.padded_sizes(batch.image_sizes)
         losses = self.bbox_head.loss(feats, batch.targets, padded_sizes, batch.image_sizes)
         return cast(dict[str, Tensor], losses)
 
