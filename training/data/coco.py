@@ -189,11 +189,14 @@ class CocoDataset(PipelineDataset):
             ) from None
 
     def _exists(self, image: CocoImage, listing: _FolderListing) -> bool:
-        path = self.image_folder / image.file_name
+        path = self._path(image)
         if listing.holds(path):
             return True
         self._report.add("missing_file", f"image {image.image_id}: {path}")
         return False
+
+    def _path(self, image: CocoImage) -> str:
+        return os.path.join(self.image_folder, image.file_name)
 
     def _passes_filter(self, image: CocoImage, annotations: list[CocoAnnotation]) -> bool:
         if self.test_mode:
@@ -218,7 +221,7 @@ class CocoDataset(PipelineDataset):
         labels = [self._category_to_label[each.category_id] for each in kept]
         return ImageRecord(
             image.image_id,
-            str(self.image_folder / image.file_name),
+            self._path(image),
             image.width,
             image.height,
             boxes,
@@ -267,16 +270,16 @@ class _FolderListing:
     """Lists a folder once instead of asking for every file (there may be 100,000)."""
 
     def __init__(self) -> None:
-        self._names: dict[Path, set[str]] = {}
+        self._names: dict[str, set[str]] = {}
 
-    def holds(self, path: Path) -> bool:
-        folder = path.parent
+    def holds(self, path: str) -> bool:
+        folder, name = os.path.split(path)
         if folder not in self._names:
             try:
                 self._names[folder] = set(os.listdir(folder))
             except OSError:
                 self._names[folder] = set()
-        return path.name in self._names[folder]
+        return name in self._names[folder]
 
 
 def check_backend(backend_args: Mapping[str, Any] | None) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
-from deploykit.errors import DeploykitError
+from deploykit.errors import DatasetError, DeploykitError
 from deploykit.training.data.collate import collate
 from deploykit.training.data.dataset import DetectionDataset, UnusableSampleError
 from deploykit.training.data.report import PROBLEM_KINDS, AnnotationReport
@@ -231,17 +231,33 @@ class DetectionLoader:
         """Yield the batches of the epoch.
 
         Raises:
-            DatasetError: No usable sample could be had, or a transform failed.
+            DatasetError: No usable sample could be had, a transform failed, or a worker died.
             MediaError: An image cannot be read and the configuration says to stop.
         """
         if self._loader is None:
             self._loader = self._start()
-        for delivery in self._loader:
+        deliveries = iter(self._loader)
+        while (delivery := self._next(deliveries)) is not None:
             self._note(delivery.problems)
             if delivery.error is not None:
+                self.close()
                 raise delivery.error from _WorkerError(delivery.trace)
             if delivery.batch is not None:
                 yield delivery.batch
+
+    def _next(self, deliveries: Iterator[_Delivery]) -> _Delivery | None:
+        try:
+            return next(deliveries, None)
+        except RuntimeError as error:
+            # torch has no class of its own for a worker that the system killed.
+            if "DataLoader worker" not in str(error):
+                raise
+            self.close()
+            raise DatasetError(
+                f"a data loading worker died, most often for lack of memory or of shared memory "
+                f"(/dev/shm); use fewer num_workers than {self.num_workers} or a smaller "
+                f"prefetch_factor ({str(error).splitlines()[0]})"
+            ) from error
 
     def _start(self) -> DataLoader[_Delivery]:
         source = _BatchSource(self.dataset, self.seed, self.rank, self.make_batch)

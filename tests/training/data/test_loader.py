@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -240,6 +241,18 @@ def test_a_bug_in_a_transform_names_the_image_and_keeps_its_traceback(coco_folde
         list(loader)
     loader.close()
     assert "raise self.error" in str(caught.value.__cause__)
+
+
+def test_a_worker_that_the_system_kills_gives_a_clear_error(coco_folder):
+    class Suicidal(Transform):
+        def __call__(self, sample, rng):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pipeline = [{"type": "LoadImageFromFile"}, Suicidal()]
+    loader = loader_of(coco_folder(), workers=1, dataset={"pipeline": pipeline})
+    with pytest.raises(DatasetError, match="worker died.*num_workers") as caught:
+        list(loader)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
