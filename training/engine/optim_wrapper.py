@@ -144,7 +144,8 @@ class OptimWrapper:
     def _divisor(self) -> int:
         """Return over how many iterations the gradients of this one are averaged."""
         left_over = self._total % self.accumulate
-        return left_over if self._count >= self._total - left_over > 0 else self.accumulate
+        is_last = left_over > 0 and self._count >= self._total - left_over
+        return left_over if is_last else self.accumulate
 
     def _clip_gradients(self) -> Tensor | None:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
