@@ -12,6 +12,7 @@ import numpy.typing as npt
 from deploykit.errors import ConfigError
 from deploykit.training.data import boxes as box_ops
 from deploykit.training.data.sample import Sample
+from deploykit.training.data.transforms.canvas import blank_canvas
 from deploykit.training.data.transforms.mosaic import check_probability
 from deploykit.training.data.transforms.transform import Transform
 from deploykit.training.registry import TRANSFORMS
@@ -151,8 +152,7 @@ class Expand(Transform):
         new_height, new_width = int(height * ratio), int(width * ratio)
         left = int(rng.uniform(0, width * ratio - width))
         top = int(rng.uniform(0, height * ratio - height))
-        canvas = np.empty((new_height, new_width, 3), sample.image.dtype)
-        canvas[:] = self.mean
+        canvas = blank_canvas(new_height, new_width, self.mean, sample.image.dtype)
         canvas[top : top + height, left : left + width] = sample.image
         sample.set_image(canvas)
         sample.boxes = box_ops.shift(sample.boxes, left, top)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from deploykit.errors import ConfigError
 from deploykit.training.data import boxes as box_ops
 from deploykit.training.data.sample import Sample
+from deploykit.training.data.transforms.canvas import blank_canvas
 from deploykit.training.data.transforms.flip import flip_sample
 from deploykit.training.data.transforms.mosaic import check_probability, merge_instances
 from deploykit.training.data.transforms.pad import as_colour
@@ -88,8 +89,7 @@ class Mixer:
         height, width = partner.size
         ratio = min(self.height / height, self.width / width)
         new_width, new_height = max(int(width * ratio), 1), max(int(height * ratio), 1)
-        canvas = np.empty((self.height, self.width, 3), partner.image.dtype)
-        canvas[:] = self.pad_val
+        canvas = blank_canvas(self.height, self.width, self.pad_val, partner.image.dtype)
         canvas[:new_height, :new_width] = resize_image(partner.image, new_width, new_height)
         scaled_width = max(int(self.width * jitter), 1)
         scaled_height = max(int(self.height * jitter), 1)
@@ -111,11 +111,10 @@ class Mixer:
         from_height, from_width = placed.size
         top = int(rng.integers(from_height - height)) if from_height > height else 0
         left = int(rng.integers(from_width - width)) if from_width > width else 0
-        window = np.empty((height, width, 3), placed.image.dtype)
-        cut = placed.image[top : top + height, left : left + width]
-        if cut.shape != window.shape:
-            window[:] = self.pad_val
-        window[: cut.shape[0], : cut.shape[1]] = cut
+        window = placed.image[top : top + height, left : left + width]
+        if window.shape[:2] != (height, width):
+            cut, window = window, blank_canvas(height, width, self.pad_val, window.dtype)
+            window[: cut.shape[0], : cut.shape[1]] = cut
         placed.set_image(window)
         placed.boxes = box_ops.shift(placed.boxes, -left, -top)
         if self.bbox_clip_border:

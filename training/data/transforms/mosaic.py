@@ -13,6 +13,7 @@ import numpy as np
 from deploykit.errors import ConfigError
 from deploykit.training.data import boxes as box_ops
 from deploykit.training.data.sample import Sample
+from deploykit.training.data.transforms.canvas import blank_canvas
 from deploykit.training.data.transforms.resize import as_pair, resize_image
 from deploykit.training.data.transforms.transform import CachingTransform, MixingTransform
 from deploykit.training.registry import TRANSFORMS
@@ -76,7 +77,8 @@ class MosaicLayout:
         """
         center_x = int(rng.uniform(*self.center_range) * self.tile_width)
         center_y = int(rng.uniform(*self.center_range) * self.tile_height)
-        canvas = np.full((self.height, self.width, 3), self.pad_val, tiles[0].image.dtype)
+        dtype = tiles[0].image.dtype
+        canvas = blank_canvas(self.height, self.width, (self.pad_val,) * 3, dtype)
         placed = []
         for position, tile in enumerate(tiles):
             height, width = tile.size
