@@ -159,7 +159,9 @@ class Demo:
         }
         for split, loaders in (("train", ("train",)), ("val", ("val", "test"))):
             for loader in loaders:
-                base = f"{loader}_dataloader.dataset"
+                # Training repeats its few images; the data set proper lies inside the wrapper.
+                inner = ".dataset" if loader == "train" else ""
+                base = f"{loader}_dataloader.dataset{inner}"
                 options |= {
                     f"{base}.data_root": root,
                     f"{base}.metainfo.classes": tuple(data.classes),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -23,7 +24,7 @@ def test_overview_names_every_command(capsys):
         main(["--help"])
     out = capsys.readouterr().out
     for name in COMMANDS:
-        assert f"\n    {name} " in out
+        assert re.search(rf"^    {name}\s", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
