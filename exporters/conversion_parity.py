@@ -37,9 +37,13 @@ class ParityRun:
     batch: int
     images: int
 
+    @property
+    def size_text(self) -> str:
+        """The size in words."""
+        return "as in training" if self.size is None else f"{self.size[0]}x{self.size[1]}"
+
     def __str__(self) -> str:
-        size = "as in training" if self.size is None else f"{self.size[0]}x{self.size[1]}"
-        return f"input {size}, batch {self.batch}"
+        return f"input {self.size_text}, batch {self.batch}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ class ConversionParity:
     def passed(self) -> bool:
         """Whether every run passed."""
         return all(report.passed for _, report in self.runs)
+
+    @property
+    def nothing_found(self) -> bool:
+        """Whether neither model detected anything at the artefact's own size."""
+        return not _found_anything(self.runs[0][1])
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -138,7 +147,7 @@ def measure(
     usual, *others = plan_runs(candidate.spec.input, len(images))
     with step(f"parity, {usual}"):
         report = _compare(reference, candidate, images, usual, tolerances, names)
-        if not any(sum(image.agreement.counts) for image in report.images):
+        if not _found_anything(report):
             best = _best_score(reference, images)
             if 0 < best < tolerances.count_threshold:
                 tolerances = replace(tolerances, count_threshold=best / 2)
@@ -160,10 +169,18 @@ def _compare(
     tolerances: ParityTolerances,
     names: tuple[str, str],
 ) -> ParityReport:
-    detectors = [
-        Detector(None, backend=backend, input_size=run.size) for backend in (reference, candidate)
-    ]
-    return compare(*detectors, images[: run.images], tolerances, run.batch, names=names)
+    return compare(
+        Detector(None, backend=reference, input_size=run.size),
+        Detector(None, backend=candidate, input_size=run.size),
+        images[: run.images],
+        tolerances,
+        run.batch,
+        names=names,
+    )
+
+
+def _found_anything(report: ParityReport) -> bool:
+    return any(sum(image.agreement.counts) for image in report.images)
 
 
 def _best_score(backend: Backend, images: Sequence[Image]) -> float:

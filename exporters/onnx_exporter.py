@@ -77,7 +77,7 @@ class ParityOptions:
         tolerances: What may differ.
     """
 
-    images: Sequence[Path] = ()
+    images: Sequence[str | Path] = ()
     tolerances: ParityTolerances = field(default_factory=ParityTolerances)
 
 

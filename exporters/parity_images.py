@@ -11,24 +11,24 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from deploykit.errors import MediaError
-from deploykit.image_io import list_images
+from deploykit.errors import DatasetError
+from deploykit.image_selection import select_images
 from deploykit.training.input_spec import dataset_config
 
 MAX_IMAGES = 16
-# (height, width) of the drawn images: landscape, portrait, square, small, elongated.
+# (height, width) of the drawn images: landscape, portrait, square, small, elongated, large.
 _DRAWN_SIZES = ((480, 640), (640, 427), (512, 512), (96, 128), (240, 720), (600, 800))
 
 Image = npt.NDArray[np.uint8] | Path
 
 
 def choose_images(
-    paths: Sequence[Path], config: Mapping[str, Any], limit: int = MAX_IMAGES
+    sources: Sequence[str | Path], config: Mapping[str, Any], limit: int = MAX_IMAGES
 ) -> tuple[list[Image], str]:
     """Choose the images for a parity check.
 
     Args:
-        paths: Files and folders that the user named; may be empty.
+        sources: Files, folders and patterns that the user named; may be empty.
         config: The model's config, whose validation images are the second choice.
         limit: At most so many are taken, evenly spread.
 
@@ -37,29 +37,37 @@ def choose_images(
 
     Raises:
         MediaError: A named file or folder is missing, or there is no image in it.
+        DatasetError: The annotation file of the validation set is damaged.
     """
-    if paths:
-        named = [image for path in paths for image in _images_at(path)]
-        return _spread(named, limit), _described("images given", named, limit)
-    validation = validation_images(config)
-    if validation:
-        return _spread(validation, limit), _described("validation images", validation, limit)
+    for paths, what in (
+        (select_images(sources), "images given"),
+        (validation_images(config), "validation images"),
+    ):
+        if paths:
+            taken = "" if len(paths) <= limit else f"{limit} of "
+            images: list[Image] = list(select_images(paths, limit))
+            return images, f"{taken}{len(paths)} {what}"
     drawn: list[Image] = [draw_scene(seed, size) for seed, size in enumerate(_DRAWN_SIZES)]
-    return drawn[:limit], f"{len(drawn[:limit])} drawn images"
+    return drawn, f"{len(drawn)} drawn images"
 
 
 def validation_images(config: Mapping[str, Any]) -> list[Path]:
-    """Return the images of a config's validation set that exist on disk, sorted by name."""
+    """Return the images of a config's validation set that exist on disk, sorted by name.
+
+    Args:
+        config: The config; relative paths in it count from the working folder.
+
+    Raises:
+        DatasetError: The annotation file is there, but it is not COCO json.
+    """
     for loader in ("val_dataloader", "test_dataloader"):
         dataset = dataset_config(config, loader)
         root = Path(dataset.get("data_root") or "")
-        folder = root / ((dataset.get("data_prefix") or {}).get("img") or "")
         annotations = root / (dataset.get("ann_file") or "")
-        if annotations.is_file() and annotations.suffix == ".json" and folder.is_dir():
-            found = [folder / name for name in _annotated_files(annotations)]
-            found = sorted(path for path in found if path.is_file())
-            if found:
-                return found
+        if annotations.is_file() and annotations.suffix == ".json":
+            folder = root / ((dataset.get("data_prefix") or {}).get("img") or "")
+            found = sorted(folder / name for name in _annotated_files(annotations))
+            return [path for path in found if path.is_file()]
     return []
 
 
@@ -67,8 +75,11 @@ def _annotated_files(annotations: Path) -> list[str]:
     try:
         entries = json.loads(annotations.read_text())["images"]
         return [str(entry["file_name"]) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []  # not a COCO file; another choice of images will do
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f"{annotations}: not a COCO annotation file ({type(error).__name__}: {error}); "
+            "mend it, or name images for the parity check with --parity-images"
+        ) from None
 
 
 def draw_scene(seed: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -95,24 +106,5 @@ def draw_scene(seed: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         else:
             corner = (centre[0] + axes[0], centre[1] + axes[1])
             cv2.rectangle(image, centre, corner, colour, -1 if rng.random() < 0.7 else 2)
-    noise = rng.normal(0, 8, image.shape)
-    return np.clip(image + noise, 0, 255).astype(np.uint8)
-
-
-def _images_at(path: Path) -> list[Path]:
-    if path.is_dir():
-        return list_images(path)
-    if not path.is_file():
-        raise MediaError(f"{path}: no such image or folder")
-    return [path]
-
-
-def _spread(images: Sequence[Path], limit: int) -> list[Image]:
-    if len(images) <= limit:
-        return list(images)
-    return [images[index * len(images) // limit] for index in range(limit)]
-
-
-def _described(what: str, images: Sequence[Path], limit: int) -> str:
-    taken = "" if len(images) <= limit else f"{limit} of "
-    return f"{taken}{len(images)} {what}"
+    noisy = np.clip(image + rng.normal(0, 8, image.shape), 0, 255)
+    return np.asarray(noisy, np.uint8)

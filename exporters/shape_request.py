@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 
 from deploykit.errors import UsageError
+from deploykit.input_size import parse_input_size
 from deploykit.spec import DimRange, InputSpec
-
-_SIZE = re.compile(r"(\d+)x(\d+)", re.IGNORECASE)
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -126,12 +123,11 @@ def _check_axis(name: str, sizes: DimRange, allowed: DimRange, divisor: int) -> 
         )
 
 
-def _parse_size(option: str, text: str) -> Size:
-    match = _SIZE.fullmatch(text.strip())
-    size = (int(match[1]), int(match[2])) if match else (0, 0)
-    if 0 in size:
-        raise UsageError(f"{option} needs HEIGHTxWIDTH in pixels, such as 640x640, got '{text}'")
-    return size
+def _parse_size(option: str, text: str) -> tuple[int, int]:
+    try:
+        return parse_input_size(text)
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 def _parse_batch(text: str) -> DimRange:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 from deploykit.exporters import seam
+
+op: Any = opset18  # called with symbols of the graph and plain numbers, unlike its annotations say
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deploykit.training.models.detectors.base import BaseDetector
 
 DEFAULT_MAX_PER_IMG = 100
+DEFAULT_SCORE_THRESHOLD = 0.3  # of ``Detector``; a model's own threshold is made for evaluation
 _DATALOADERS = ("test_dataloader", "val_dataloader", "train_dataloader")
 _TEST_OPTIONS = ("nms_pre", "score_thr", "max_per_img")
 
@@ -78,6 +79,7 @@ def spec_from_config(config: Config, classes: Sequence[str], palette: Palette = 
         palette=_palette(palette, len(classes)),
         input=input_spec_from_config(config),
         output=OutputSpec(max_per_img=max_per_img(config)),
+        score_threshold=max(DEFAULT_SCORE_THRESHOLD, score_threshold(config)),
         config_sha256=hashlib.sha256(config.dumps().encode()).hexdigest(),
         versions={"deploykit": __version__, "torch": str(torch.__version__)},
     )
@@ -150,6 +152,11 @@ def max_per_img(config: Mapping[str, Any]) -> int:
     return value
 
 
+def score_threshold(config: Mapping[str, Any]) -> float:
+    """Return the score below which the model itself drops candidates."""
+    return float(_last_stage(model_config(config).get("test_cfg") or {}).get("score_thr", 0.0))
+
+
 def class_names(
     config: Mapping[str, Any], meta: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], Palette]:
@@ -179,8 +186,9 @@ def class_names(
     from deploykit.training.registry import DATASETS
 
     for dataset in datasets:
-        if dataset.get("type") in DATASETS:
-            defaults = getattr(DATASETS.get(dataset["type"]), "METAINFO", None) or {}
+        kind = dataset.get("type")
+        if isinstance(kind, str) and kind in DATASETS:
+            defaults = getattr(DATASETS.get(kind), "METAINFO", None) or {}
             if defaults.get("classes"):
                 return tuple(defaults["classes"]), defaults.get("palette") or ()
     raise ConfigError(

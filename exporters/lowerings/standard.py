@@ -13,15 +13,15 @@
   image of the batch has more candidates and fewer than ``max_out`` survivors so far.
 """
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,index,operator"
-# The bodies of script functions are not run by Python but compiled to ONNX.
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
-from onnxscript import opset18 as op
-from onnxscript import script
+from onnxscript import opset18, script
 from onnxscript.values import Opset
 
 from deploykit.exporters.seam import BATCHED_NMS, DOMAIN
@@ -30,6 +30,8 @@ from deploykit.exporters.seam import BATCHED_NMS, DOMAIN
 # and suppressed in 2 to 3 ms on one CPU core, 80 classes included.
 PREFIX = 4096
 
+# The bodies below are compiled to ONNX, not run by Python; onnxscript's annotations do not fit.
+op: Any = opset18
 _domain = Opset("deploykit.standard", 1)
 _FLOAT, _INT32, _BOOL = ir.DataType.FLOAT.value, ir.DataType.INT32.value, ir.DataType.BOOL.value
 
@@ -102,7 +104,7 @@ def lower(model: ir.Model, prefix: int = PREFIX) -> None:
         if (node.domain, node.op_type) == (DOMAIN, BATCHED_NMS):
             _lower_batched_nms(node, prefix)
     for function in (nms_of_best, nms_of_all, nms_with_early_exit):
-        definition = ir.from_proto(function.to_function_proto())
+        definition = ir.serde.deserialize_function(function.to_function_proto())
         model.functions[definition.identifier()] = definition
     InlinePass()(model)
     for domain in (DOMAIN, _domain.domain):

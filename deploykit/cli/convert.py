@@ -1,0 +1,210 @@
+"""``deploykit convert``: export a checkpoint and prove that the result detects the same."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.errors import UsageError
+from deploykit.optional_imports import import_optional
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deploykit.exporters.conversion_parity import ConversionParity
+
+SUMMARY = (
+    "Export a checkpoint to ONNX. The file takes uint8 RGB images [B, H, W, 3], normalises them "
+    "itself and gives final detections; everything a runtime needs is in its metadata. PyTorch and "
+    "ONNX Runtime are compared as part of the conversion: when they differ by more than the "
+    "tolerances, nothing is written and the exit code is 1."
+)
+EXAMPLES = (
+    "deploykit convert model.pth --to onnx",
+    "deploykit convert model.pth --to onnx --out small.onnx --shape 320x320 --nms-pre 1000",
+    "deploykit convert model.pth --to onnx --dynamic 320x320:640x640:1280x1280 --batch 1:4:16",
+    "deploykit convert model.pth --to onnx --parity-images photos/",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("checkpoint", type=Path, help="a .pth file")
+    parser.add_argument("--to", choices=("onnx",), required=True, help="the format to write")
+    parser.add_argument(
+        "--config",
+        metavar="CONFIG",
+        help="a config or a shipped recipe to use in place of the config in the checkpoint",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the file to write (CHECKPOINT with .onnx)"
+    )
+    shapes = parser.add_argument_group(
+        "input shapes", "by default what the config's test pipeline produces, one image at a time"
+    )
+    shapes.add_argument("--shape", metavar="HxW", help="one size in pixels, such as 640x640")
+    shapes.add_argument(
+        "--dynamic", metavar="HxW:HxW:HxW", help="smallest, optimal and largest size"
+    )
+    shapes.add_argument(
+        "--batch", default="1", metavar="N|MIN:OPT:MAX", help="images at a time (1)"
+    )
+    graph = parser.add_argument_group("graph")
+    graph.add_argument(
+        "--lowering",
+        default="standard",
+        metavar="NAME",
+        help="how NMS is written; standard: plain ONNX operators (standard)",
+    )
+    graph.add_argument(
+        "--nms-pre",
+        type=int,
+        metavar="N",
+        help="candidates per feature level before NMS, in place of the config's; fewer are faster "
+        "and can change the detections of crowded images",
+    )
+    graph.add_argument(
+        "--score-threshold",
+        type=float,
+        metavar="S",
+        help="candidates at or below this score are dropped in the graph, in place of the config's",
+    )
+    graph.add_argument(
+        "--max-per-img",
+        type=int,
+        metavar="K",
+        help="detections per image, in place of the config's",
+    )
+    parity = parser.add_argument_group("parity with PyTorch")
+    parity.add_argument(
+        "--parity-images",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="files, folders or patterns, of which up to 16 are used (default: the config's "
+        "validation images if they exist, else drawn ones)",
+    )
+    parity.add_argument(
+        "--tolerance-box",
+        type=float,
+        default=0.05,
+        metavar="PX",
+        help="largest box difference in pixels of the network input (0.05)",
+    )
+    parity.add_argument(
+        "--tolerance-score", type=float, default=1e-4, help="largest score difference (0.0001)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0, or 1 when the parity check failed.
+    """
+    import_optional("torch", "export", "Exporting a checkpoint")
+    import_optional("onnxscript", "export", "Exporting a checkpoint")
+    from rich.console import Console
+
+    from deploykit.exporters.onnx_exporter import (
+        ConversionParityError,
+        ParityOptions,
+        export_onnx,
+    )
+    from deploykit.exporters.shape_request import ShapeRequest
+    from deploykit.parity import ParityTolerances
+
+    console = Console()
+    output = args.out or args.checkpoint.with_suffix(".onnx")
+    steps = _Steps(console)
+    try:
+        exported = export_onnx(
+            args.checkpoint,
+            output,
+            config=args.config,
+            shape=ShapeRequest.parse(args.shape, args.dynamic, args.batch),
+            lowering=args.lowering,
+            test_options=_test_options(args),
+            parity=ParityOptions(
+                args.parity_images,
+                ParityTolerances(box=args.tolerance_box, score=args.tolerance_score),
+            ),
+            step=steps,
+        )
+    except ConversionParityError as error:
+        _print_parity(console, error.parity)
+        console.print(f"not written: {output}", style="bold red", highlight=False, soft_wrap=True)
+        if error.parity.nothing_found:
+            console.print("Name images with objects in them with --parity-images.")
+        return 1
+    _print_parity(console, exported.parity)
+    spec = exported.spec
+    size = exported.path.stat().st_size / 2**20
+    console.print(
+        f"[bold green]{exported.path}[/] ({size:.1f} MiB, {spec.architecture}, "
+        f"input {spec.input.batch}x{spec.input.height}x{spec.input.width}x3)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+class _Steps:
+    """Shows the step under way and how long each one took."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        with self.console.status(name):
+            yield
+        seconds = time.perf_counter() - start
+        self.console.print(f"{name:<48} {seconds:6.1f} s", highlight=False)
+
+
+def _test_options(args: argparse.Namespace) -> dict[str, float]:
+    options = {
+        "nms_pre": args.nms_pre,
+        "score_thr": args.score_threshold,
+        "max_per_img": args.max_per_img,
+    }
+    for name in ("nms_pre", "max_per_img"):
+        if options[name] is not None and options[name] < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {options[name]}")
+    if args.score_threshold is not None and not 0 <= args.score_threshold < 1:
+        raise UsageError(f"--score-threshold must be within 0..1, got {args.score_threshold}")
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _print_parity(console: Console, parity: ConversionParity) -> None:
+    """Print one line per run, and the whole report of those that failed."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"Parity with PyTorch on {parity.images}", title_justify="left")
+    table.add_column("network input")
+    for column in ("batch", "images", "detections", "max box error [px]", "max score error"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    for run, report in parity.runs:
+        numbers = report.summary()
+        table.add_row(
+            run.size_text,
+            str(run.batch),
+            str(run.images),
+            f"{numbers['matched']} matched, {numbers['unmatched']} not",
+            f"{numbers['max_box_error_px']:.1e}",
+            f"{numbers['max_score_error']:.1e}",
+            Text("pass", "green") if report.passed else Text("FAIL", "bold red"),
+        )
+    console.print(table)
+    for run, report in parity.runs:
+        if not report.passed:
+            console.print(f"{run}:", style="bold")
+            console.print(report.render())
