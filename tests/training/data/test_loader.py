@@ -365,3 +365,15 @@ def test_samples_are_cheap_to_copy(make_sample):
     assert sample.problems == []
     assert sample.boxes[0, 0] == 0
     assert copied.image is sample.image
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_pinned_memory(coco_folder, workers):
+    loader = loader_of(coco_folder(), *PLAIN, workers=workers, pin_memory=True)
+    for batch in loader:
+        assert batch.images.is_pinned()
+        assert all(target.boxes.is_pinned() for target in batch.targets)
+        assert batch.to("cuda", non_blocking=True).images.is_cuda
+    loader.close()
