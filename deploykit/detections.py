@@ -6,7 +6,6 @@ indexing and slicing give ``Detections`` again, iteration gives one item per obj
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from deploykit import detection_formats
+from deploykit.detection_formats import class_index
 from deploykit.errors import UsageError
-from deploykit.mask_rle import decode_mask, encode_mask
-from deploykit.optional_imports import import_optional
 
 if TYPE_CHECKING:
     from deploykit.drawing import DrawStyle
@@ -340,27 +339,7 @@ class Detections:
             ``image_size`` [height, width], ``class_names`` and ``detections``, a list of ``box``
             (xyxy), ``score``, ``label``, ``name`` and, with masks, ``mask`` (COCO RLE).
         """
-        items = []
-        for box, score, label, name, mask in self:
-            item: dict[str, Any] = {
-                "box": [_shortest(value) for value in box],
-                "score": _shortest(np.float32(score)),
-                "label": label,
-                "name": name,
-            }
-            if mask is not None:
-                item["mask"] = encode_mask(mask)
-            items.append(item)
-        data: dict[str, Any] = {
-            "image_size": list(self.image_size),
-            "class_names": list(self.class_names),
-            "detections": items,
-        }
-        if self.masks is not None:
-            data["has_masks"] = True
-        if self.palette:
-            data["palette"] = [list(color) for color in self.palette]
-        return data
+        return detection_formats.to_dict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Detections:
@@ -369,25 +348,7 @@ class Detections:
         Raises:
             UsageError: Keys are missing or hold something else.
         """
-        try:
-            items = data["detections"]
-            height, width = data["image_size"]
-            masks = None
-            if data.get("has_masks"):
-                masks = np.zeros((len(items), int(height), int(width)), bool)
-                for mask, item in zip(masks, items, strict=True):
-                    mask[:] = decode_mask(item["mask"])
-            return cls(
-                np.array([item["box"] for item in items], np.float32).reshape(len(items), 4),
-                np.array([item["score"] for item in items], np.float32),
-                np.array([item["label"] for item in items], np.int64),
-                masks=masks,
-                class_names=tuple(str(name) for name in data["class_names"]),
-                image_size=(int(height), int(width)),
-                palette=tuple((int(r), int(g), int(b)) for r, g, b in data.get("palette", ())),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"this is not what Detections.to_dict wrote: {error!r}") from None
+        return cls(**detection_formats.arguments_from_dict(data))
 
     def to_json(self, indent: int | None = None) -> str:
         """Return the detections as JSON text (see ``to_dict`` for the layout).
@@ -434,23 +395,7 @@ class Detections:
             >>> found.to_coco(image_id=7)
             [{'image_id': 7, 'category_id': 3, 'bbox': [10.0, 20.0, 20.0, 40.0], 'score': 0.5}]
         """
-        if category_ids is not None and len(self) and int(self.labels.max()) >= len(category_ids):
-            raise UsageError(
-                f"label {self.labels.max()} has no category id: {len(category_ids)} ids were given"
-            )
-        results = []
-        for box, score, label, _, mask in self:
-            x1, y1, x2, y2 = (float(value) for value in box)
-            result: dict[str, Any] = {
-                "image_id": image_id,
-                "category_id": label + 1 if category_ids is None else int(category_ids[label]),
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": score,
-            }
-            if mask is not None:
-                result["segmentation"] = encode_mask(mask)
-            results.append(result)
-        return results
+        return detection_formats.to_coco(self, image_id, category_ids)
 
     def to_supervision(self) -> Any:
         """Return a ``supervision.Detections`` with the class names in ``data["class_name"]``.
@@ -458,35 +403,7 @@ class Detections:
         Raises:
             MissingDependencyError: The optional package ``supervision`` is not installed.
         """
-        supervision = import_optional("supervision", "supervision", "Detections.to_supervision")
-        return supervision.Detections(
-            xyxy=self.boxes.copy(),
-            mask=None if self.masks is None else self.masks.copy(),
-            confidence=self.scores.copy(),
-            class_id=self.labels.astype(int),
-            data={"class_name": np.array([self.name_of(int(label)) for label in self.labels], str)},
-        )
-
-
-def class_index(item: str | int, class_names: Sequence[str]) -> int:
-    """Return the label of a class given by name or label.
-
-    Raises:
-        UsageError: The class is unknown; the message lists close names.
-    """
-    if isinstance(item, int | np.integer):
-        if item < 0 or (class_names and item >= len(class_names)):
-            raise UsageError(
-                f"label {item} is not one of the {len(class_names)} classes (0.."
-                f"{len(class_names) - 1})"
-            )
-        return int(item)
-    if item in class_names:
-        return list(class_names).index(item)
-    close = difflib.get_close_matches(item, class_names, n=3, cutoff=0.5)
-    known = ", ".join(close) if close else ", ".join(class_names[:20])
-    hint = f"Did you mean {known}?" if close else f"Known: {known or 'no names at all'}"
-    raise UsageError(f"unknown class '{item}'. {hint}")
+        return detection_formats.to_supervision(self)
 
 
 def _as_array(value: Any, dtype: type[np.generic], name: str) -> Any:
@@ -494,8 +411,3 @@ def _as_array(value: Any, dtype: type[np.generic], name: str) -> Any:
         return np.asarray(value).astype(dtype, copy=False)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name} must be an array of numbers: {error}") from None
-
-
-def _shortest(value: np.float32) -> float:
-    """Return the double with the fewest digits that rounds to this float32."""
-    return float(str(value))

@@ -211,7 +211,7 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 def _parse_classes(text: str | None, class_names: Sequence[str]) -> list[int] | None:
     """Return the labels of a comma-separated list of class names or labels."""
-    from deploykit.detections import class_index
+    from deploykit.detection_formats import class_index
 
     if text is None:
         return None
