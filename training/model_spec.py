@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_PER_IMG = 100
 DEFAULT_SCORE_THRESHOLD = 0.3  # of ``Detector``; a model's own threshold is made for evaluation
+PROPOSAL_CLASSES = ("object",)
 _DATALOADERS = ("test_dataloader", "val_dataloader", "train_dataloader")
 _TEST_OPTIONS = ("nms_pre", "score_thr", "max_per_img")
 
@@ -55,7 +56,7 @@ def spec_from_config(config: Config, classes: Sequence[str], palette: Palette = 
 
     Args:
         config: The config.
-        classes: Class names in label order.
+        classes: Class names in label order; those of a proposal network are ``("object",)``.
         palette: One RGB colour (0..255) per class, or nothing.
 
     Returns:
@@ -67,6 +68,8 @@ def spec_from_config(config: Config, classes: Sequence[str], palette: Palette = 
             way that a spec cannot express, or the number of classes is not the model's.
     """
     expected = num_classes(config)
+    if _is_proposal_network(config):
+        classes, palette = PROPOSAL_CLASSES, ()
     if expected is not None and expected != len(classes):
         raise ConfigError(
             f"the model predicts {expected} classes (num_classes), but there are {len(classes)} "
@@ -124,6 +127,12 @@ def load_model(
     model = build_detector(resolved["model"])
     _load_weights(model, weights_of(checkpoint, str(path)), path)
     return LoadedModel(model.to(device).eval(), spec, resolved)
+
+
+def _is_proposal_network(config: Mapping[str, Any]) -> bool:
+    """Return whether a model finds objects without telling their classes."""
+    model = model_config(config)
+    return model.get("rpn_head") is not None and model.get("roi_head") is None
 
 
 def num_classes(config: Mapping[str, Any]) -> int | None:
@@ -234,7 +243,7 @@ def _with_test_options(config: Config, options: Mapping[str, float]) -> Config:
 
 def _last_stage(test_cfg: Mapping[str, Any]) -> Any:
     """Return the part of a test config that decides on the final detections."""
-    return test_cfg.get("rcnn") or test_cfg
+    return test_cfg.get("rcnn") or test_cfg.get("rpn") or test_cfg
 
 
 def _load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
