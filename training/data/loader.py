@@ -9,7 +9,9 @@ made with the wrong one.
 from __future__ import annotations
 
 import logging
+import os
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -234,9 +236,12 @@ class DetectionLoader:
             DatasetError: No usable sample could be had, a transform failed, or a worker died.
             MediaError: An image cannot be read and the configuration says to stop.
         """
-        if self._loader is None:
-            self._loader = self._start()
-        deliveries = iter(self._loader)
+        with warnings.catch_warnings():
+            # torch's advice on more workers than cores is a paragraph, given twice.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            if self._loader is None:
+                self._loader = self._start()
+            deliveries = iter(self._loader)
         while (delivery := self._next(deliveries)) is not None:
             self._note(delivery.problems)
             if delivery.error is not None:
@@ -260,6 +265,9 @@ class DetectionLoader:
             ) from error
 
     def _start(self) -> DataLoader[_Delivery]:
+        cores = os.cpu_count() or 1
+        if self.num_workers > cores:
+            logger.info("%d data workers share %d cores", self.num_workers, cores)
         source = _BatchSource(self.dataset, self.seed, self.rank, self.make_batch)
         return DataLoader(
             source,

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import signal
+import warnings
 
 import numpy as np
 import pytest
@@ -159,6 +160,17 @@ def test_the_first_samples_of_an_epoch_are_mixed_already(coco_folder):
         sizes = [tuple(batch.images.shape[1:3]) for batch in loader]
         assert set(sizes) == {(64, 64)}
         loader.close()
+
+
+def test_more_workers_than_cores_are_mentioned_in_one_line(coco_folder, caplog, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    loader = loader_of(coco_folder(), *PLAIN, workers=2)
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO):
+        warnings.simplefilter("error")
+        list(loader)
+    loader.close()
+    assert [record.getMessage() for record in caplog.records] == ["2 data workers share 1 cores"]
 
 
 def test_processes_get_random_numbers_of_their_own(coco_folder):
