@@ -66,4 +66,5 @@ def iou(boxes: FloatArray, box: FloatArray) -> FloatArray:
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     area = (box[2] - box[0]) * (box[3] - box[1])
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        return overlap / (areas + area - overlap)
+        ratio: FloatArray = overlap / (areas + area - overlap)
+    return ratio

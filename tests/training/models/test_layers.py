@@ -101,6 +101,12 @@ def test_sync_batch_norm_is_batch_norm_in_a_single_process():
     assert (name, type(layer), layer.momentum, layer.eps) == ("bn", nn.BatchNorm2d, 0.03, 1e-5)
 
 
+def test_sync_batch_norm_synchronises_where_a_training_is_distributed(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert type(build_norm({"type": "SyncBN"}, 4)[1]) is nn.SyncBatchNorm
+
+
 def test_other_norms():
     name, layer = build_norm({"type": "GN", "num_groups": 2, "requires_grad": False}, 4)
     assert (name, layer.num_groups, layer.num_channels) == ("gn", 2, 4)

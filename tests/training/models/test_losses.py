@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from deploykit.errors import ConfigError
 from deploykit.training.models.losses.giou_loss import GIoULoss
 from deploykit.training.models.losses.quality_focal_loss import QualityFocalLoss, soft_targets
+from deploykit.training.models.losses.reduction import mean_over_workers
 
 coordinate = st.floats(-50, 50, width=32)
 side = st.floats(0.125, 60, width=32)
@@ -114,3 +115,16 @@ def test_unsupported_options_are_refused():
         GIoULoss(reduction="average")
     with pytest.raises(ValueError, match="avg_factor"):
         GIoULoss(reduction="sum")(torch.zeros(1, 4), torch.zeros(1, 4), avg_factor=2.0)
+
+
+def test_averages_over_workers(monkeypatch):
+    def add_what_the_other_worker_has(value):
+        value.add_(5.0 / 2)
+
+    value = torch.tensor(3.0)
+    assert mean_over_workers(value) is value
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", add_what_the_other_worker_has)
+    assert mean_over_workers(value) == 4.0
+    assert value == 3.0
