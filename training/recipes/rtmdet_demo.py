@@ -1,16 +1,15 @@
 """A small RTMDet that learns from a few images in minutes on a CPU (recipe of `deploykit demo`).
 
-The model is RTMDet-tiny with a third fewer channels. Images are enlarged 1.6 times: the objects of
-the demo are about 30 pixels wide, and a finer grid places their boxes more exactly.
+The model is RTMDet-tiny with a third fewer channels. Everything else follows RTMDet's recipe, less
+mosaic and mixup, which pay off in training runs a hundred times as long.
 """
 
 data_root = "data/"
 classes = ("object",)
-scale = (1120, 640)  # long and short edge of a test image
+scale = (704, 704)  # what a test image is fitted into
 crop_size = (320, 320)
 pad_value = 114
-max_epochs = 40
-last_epochs = 8  # without mosaic, so that the model ends on images as they will come
+max_epochs = 24
 base_lr = 0.004
 
 model = dict(
@@ -144,7 +143,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=10)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=12)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
@@ -176,7 +175,9 @@ custom_hooks = [
 ]
 default_hooks = dict(
     logger=dict(type="LoggerHook", interval=10),
-    checkpoint=dict(type="CheckpointHook", interval=5, max_keep_ckpts=1, save_best="coco/bbox_mAP"),
+    checkpoint=dict(
+        type="CheckpointHook", interval=12, max_keep_ckpts=1, save_best="coco/bbox_mAP"
+    ),
 )
 channels_last = True  # twice as fast on a CPU
 randomness = dict(seed=0)
