@@ -39,8 +39,8 @@ class ParityRun:
 
     @property
     def size_text(self) -> str:
-        """The size in words."""
-        return "as in training" if self.size is None else f"{self.size[0]}x{self.size[1]}"
+        """The size in words; ``pipeline`` is what the test pipeline makes of an image."""
+        return "pipeline" if self.size is None else f"{self.size[0]}x{self.size[1]}"
 
     def __str__(self) -> str:
         return f"input {self.size_text}, batch {self.batch}"

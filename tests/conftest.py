@@ -1,4 +1,8 @@
-"""A small RTMDet that detects something in any image, as a checkpoint."""
+"""Checkpoints of small detectors that find something in any image.
+
+``small_checkpoint`` is a real RTMDet; ``toy_checkpoint`` a detector of one convolution, for what
+does not depend on the network: it exports in a second.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 import pytest
 
 SMALL_RTMDET = """
-norm = dict(type="BN")
+norm = dict(type="BN", eps=0.01)
 activation = dict(type="SiLU", inplace=True)
 model = dict(
     type="RTMDet",
@@ -71,6 +75,25 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 """
+TOY = """
+model = dict(
+    type="ToyDetector",
+    num_classes=3,
+    data_preprocessor=dict(type="DetDataPreprocessor", pad_size_divisor=32),
+    test_cfg=dict(
+        nms_pre=100,
+        score_thr=0.3,
+        nms=dict(type="nms", iou_threshold=0.6),
+        max_per_img=20,
+    ),
+)
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(160, 96), keep_ratio=True),
+    dict(type="PackDetInputs"),
+]
+test_dataloader = dict(dataset=dict(type="CocoDataset", pipeline=test_pipeline))
+"""
 CLASSES = ("circle", "square", "star")
 PALETTE = [(220, 20, 60), (119, 11, 32), (0, 0, 142)]
 
@@ -90,9 +113,7 @@ def small_rtmdet(text: str = SMALL_RTMDET, seed: int = 0) -> tuple[Any, Any]:
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
-    images = torch.stack(
-        [torch.from_numpy(draw_scene(number, (128, 128))) for number in range(4)]
-    )
+    images = torch.stack([torch.from_numpy(draw_scene(number, (128, 128))) for number in range(4)])
     for norm in norms:  # statistics of these images, so that activations neither die nor explode
         norm.momentum = None
         norm.train()
@@ -106,6 +127,83 @@ def small_rtmdet(text: str = SMALL_RTMDET, seed: int = 0) -> tuple[Any, Any]:
             head.rtm_reg[level].weight *= 0.7 / (distance.std() / stride)
             head.rtm_reg[level].bias.fill_(1.5)
     return config, model.eval()
+
+
+@pytest.fixture(scope="session")
+def toy_detector() -> type[Any]:
+    """The class of the toy detector, registered as ``ToyDetector``."""
+    import torch
+    from torch import nn
+
+    from deploykit.training.models.detectors.base import BaseDetector
+    from deploykit.training.models.heads.dense_detections import (
+        DenseTestConfig,
+        gather_rows,
+        suppress,
+        top_candidates,
+    )
+    from deploykit.training.registry import MODELS
+
+    class ToyDetector(BaseDetector):
+        size_divisor = 32
+
+        def __init__(self, num_classes: int, data_preprocessor: Any, test_cfg: Any) -> None:
+            super().__init__(data_preprocessor)
+            self.num_classes = num_classes
+            self.test_config = DenseTestConfig.from_config(test_cfg)
+            self.backbone = nn.Sequential(nn.Conv2d(3, num_classes + 4, 8, stride=8), nn.Tanh())
+            nn.init.constant_(self.backbone[0].bias, -1)  # what is only padding is no object
+
+        def loss(self, batch: Any) -> Any:
+            raise AssertionError("this detector is not trained")
+
+        def predict(self, images: Any, image_sizes: Any = None) -> Any:
+            features = self.backbone(self.data_preprocessor(images, image_sizes) / 64)
+            scores, distances = features.split([self.num_classes, 4], dim=1)
+            best, labels, location = top_candidates(2 * scores, self.test_config.nms_pre)
+            row = torch.arange(features.shape[2])[:, None] * torch.ones_like(features[0, 0])
+            column = torch.arange(features.shape[3]) * torch.ones_like(features[0, 0])
+            points = 8 * torch.stack((column, row), dim=-1).flatten(0, 1)[location]
+            sides = gather_rows(distances.flatten(2).transpose(1, 2), location) * 16 + 16
+            boxes = torch.cat((points - sides[..., :2], points + sides[..., 2:]), dim=-1)
+            if image_sizes is not None:
+                limits = image_sizes.flip(1).repeat(1, 2).float().unsqueeze(1)
+                boxes = torch.minimum(boxes.clamp(min=0), limits)
+            return suppress(boxes, best.sigmoid(), labels, self.test_config)
+
+    MODELS.register()(ToyDetector)
+    return ToyDetector
+
+
+@pytest.fixture(scope="session")
+def write_toy_checkpoint(toy_detector: type[Any]) -> Callable[..., Path]:
+    """Return ``write(path, text=..., **changes)``, which writes a checkpoint of the toy detector.
+
+    ``changes`` replace keys of the checkpoint.
+    """
+    import torch
+
+    from deploykit.training.checkpoint import write_checkpoint
+    from deploykit.training.config import Config
+    from deploykit.training.models import build_detector
+
+    def write(path: Path, text: str = TOY, **changes: Any) -> Path:
+        torch.manual_seed(0)
+        config = Config.from_text(text)
+        weights = build_detector(config["model"]).state_dict()
+        meta = {"cfg": config.dumps(), "dataset_meta": {"classes": CLASSES, "palette": PALETTE}}
+        write_checkpoint(path, {"meta": meta, "state_dict": weights} | changes)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, write_toy_checkpoint: Callable[..., Path]
+) -> Path:
+    """A checkpoint of the toy detector for images of 96x160 and three classes. Do not change it."""
+    return write_toy_checkpoint(tmp_path_factory.mktemp("checkpoint") / "toy.pth")
 
 
 @pytest.fixture(scope="session")

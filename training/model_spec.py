@@ -171,35 +171,39 @@ def class_names(
 ) -> tuple[tuple[str, ...], Palette]:
     """Return the class names and colours of a model.
 
-    They are those of the checkpoint, else of the ``metainfo`` of the config's data sets, else of
-    the data set type (``CocoDataset`` has COCO's names).
+    They are those of the checkpoint, else of the ``metainfo`` of the config's data sets, else
+    COCO's for an 80-class model of a ``CocoDataset``, as in MMDetection.
 
     Args:
         config: The config of the model.
         meta: The ``meta`` of the checkpoint, or an empty dict.
 
+    Returns:
+        The names in label order, and the RGB colours or nothing.
+
     Raises:
         ConfigError: None of them names the classes.
     """
+    from deploykit.training.data.coco_classes import COCO_CLASSES, COCO_PALETTE
+    from deploykit.training.data.dataset import class_names as metainfo_classes
+
     dataset_meta = meta.get("dataset_meta")
-    candidates = [dataset_meta if isinstance(dataset_meta, Mapping) else {}, meta]
-    datasets = [dataset_config(config, loader) for loader in _DATALOADERS]
-    candidates += [dataset.get("metainfo") or {} for dataset in datasets]
-    for candidate in candidates:
+    for known in (dataset_meta if isinstance(dataset_meta, Mapping) else {}, meta):
         # MMDetection 2.x wrote the keys in capitals.
-        lowered = {str(key).lower(): value for key, value in candidate.items()}
+        lowered = {str(key).lower(): value for key, value in known.items()}
         classes = lowered.get("classes")
         if classes:
-            names = (classes,) if isinstance(classes, str) else tuple(classes)
+            names = (classes,) if isinstance(classes, str) else tuple(map(str, classes))
             return names, lowered.get("palette") or ()
-    from deploykit.training.registry import DATASETS
-
+    datasets = [dataset_config(config, loader) for loader in _DATALOADERS]
     for dataset in datasets:
-        kind = dataset.get("type")
-        if isinstance(kind, str) and kind in DATASETS:
-            defaults = getattr(DATASETS.get(kind), "METAINFO", None) or {}
-            if defaults.get("classes"):
-                return tuple(defaults["classes"]), defaults.get("palette") or ()
+        metainfo = dataset.get("metainfo")
+        configured = metainfo_classes(metainfo)
+        if configured:
+            return configured, (metainfo or {}).get("palette") or ()
+    kinds = {str(dataset.get("type")).split(".")[-1] for dataset in datasets}
+    if "CocoDataset" in kinds and num_classes(config) == len(COCO_CLASSES):
+        return COCO_CLASSES, COCO_PALETTE
     raise ConfigError(
         "neither the checkpoint nor the config names the classes; add metainfo=dict(classes=(...)) "
         "to the data set of the config and give it with --config",

@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
     import_optional("torch", "export", "Exporting a checkpoint")
     import_optional("onnxscript", "export", "Exporting a checkpoint")
     from rich.console import Console
+    from rich.markup import escape
 
     from deploykit.exporters.onnx_exporter import (
         ConversionParityError,
@@ -145,8 +146,8 @@ def run(args: argparse.Namespace) -> int:
     spec = exported.spec
     size = exported.path.stat().st_size / 2**20
     console.print(
-        f"[bold green]{exported.path}[/] ({size:.1f} MiB, {spec.architecture}, "
-        f"input {spec.input.batch}x{spec.input.height}x{spec.input.width}x3)",
+        f"[bold green]{escape(str(exported.path))}[/] ({size:.1f} MiB, {spec.architecture}, "
+        f"batch {spec.input.batch}, height {spec.input.height}, width {spec.input.width})",
         highlight=False,
         soft_wrap=True,
     )
@@ -188,9 +189,9 @@ def _print_parity(console: Console, parity: ConversionParity) -> None:
     from rich.text import Text
 
     table = Table(title=f"Parity with PyTorch on {parity.images}", title_justify="left")
-    table.add_column("network input")
-    for column in ("batch", "images", "detections", "max box error [px]", "max score error"):
-        table.add_column(column, justify="right")
+    table.add_column("input", no_wrap=True)
+    for column in ("batch", "images", "matched", "unmatched", "box px", "score"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict")
     for run, report in parity.runs:
         numbers = report.summary()
@@ -198,7 +199,8 @@ def _print_parity(console: Console, parity: ConversionParity) -> None:
             run.size_text,
             str(run.batch),
             str(run.images),
-            f"{numbers['matched']} matched, {numbers['unmatched']} not",
+            str(numbers["matched"]),
+            str(numbers["unmatched"]),
             f"{numbers['max_box_error_px']:.1e}",
             f"{numbers['max_score_error']:.1e}",
             Text("pass", "green") if report.passed else Text("FAIL", "bold red"),

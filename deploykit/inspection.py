@@ -1,0 +1,211 @@
+"""What an artefact says about itself, and what can be seen in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.atomic_file import sha256_of_file
+from deploykit.errors import BackendError, ConfigError, SpecError, UsageError
+from deploykit.optional_imports import import_optional
+from deploykit.spec import METADATA_KEY, ModelSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a graph.
+
+    Args:
+        name: Its name.
+        dtype: Element type, e.g. ``"uint8"``.
+        shape: Sizes; a string names a dynamic axis.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a model file.
+
+    Args:
+        path: The file.
+        kind: ``"checkpoint"`` or ``"onnx"``.
+        size: In bytes.
+        sha256: Hash of the content.
+        parameters: Number of floating-point weights, buffers and other constants included.
+        spec: What the file says about itself, if it does.
+        missing_spec: Why there is no spec, if there is none.
+        inputs: Of a graph.
+        outputs: Of a graph.
+        operators: How often each operator occurs in a graph, subgraphs included.
+        facts: Further findings by name.
+    """
+
+    path: str
+    kind: str
+    size: int
+    sha256: str
+    parameters: int
+    spec: ModelSpec | None = None
+    missing_spec: str = ""
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+    operators: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values that JSON can hold."""
+        return dataclasses.asdict(self)
+
+
+def inspect_model(path: str | os.PathLike[str]) -> Inspection:
+    """Look into a model file without running it.
+
+    Args:
+        path: A checkpoint (``.pth``, ``.pt``) or an ``.onnx`` file.
+
+    Raises:
+        UsageError: The suffix is unknown.
+        CheckpointError: The checkpoint is missing or damaged.
+        BackendError: The ONNX file is missing or damaged.
+    """
+    file = Path(path)
+    suffix = file.suffix.lower()
+    if suffix in (".pth", ".pt"):
+        return _inspect_checkpoint(file)
+    if suffix == ".onnx":
+        return _inspect_onnx(file)
+    raise UsageError(f"cannot tell what '{path}' is; expected a .pth, .pt or .onnx file")
+
+
+def _inspect_checkpoint(file: Path) -> Inspection:
+    import_optional("torch", "train", "Inspecting a checkpoint")
+    from deploykit.training.checkpoint import read_checkpoint, weights_of
+
+    checkpoint = read_checkpoint(file)
+    weights = weights_of(checkpoint, str(file))
+    meta = checkpoint.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    spec, missing = _checkpoint_spec(file, meta)
+    facts = {
+        name: meta[name]
+        for name in ("epoch", "iter", "seed", "time", "mmdet_version", "mmengine_version")
+        if isinstance(meta.get(name), int | float | str)
+    }
+    return Inspection(
+        path=str(file),
+        kind="checkpoint",
+        size=file.stat().st_size,
+        sha256=sha256_of_file(file),
+        parameters=sum(value.numel() for value in weights.values() if value.is_floating_point()),
+        spec=spec,
+        missing_spec=missing,
+        facts=facts
+        | {
+            "tensors": len(weights),
+            "dtypes": _dtypes(weights),
+            "contents": sorted(str(key) for key in checkpoint),
+        },
+    )
+
+
+def _checkpoint_spec(file: Path, meta: Mapping[str, Any]) -> tuple[ModelSpec | None, str]:
+    """Return the spec in a checkpoint, or the one that its config implies, or why there is none."""
+    from deploykit.training.config import Config
+    from deploykit.training.model_spec import class_names, spec_from_config
+
+    stored, text = meta.get(METADATA_KEY), meta.get("cfg", meta.get("config"))
+    try:
+        if isinstance(stored, str):
+            return ModelSpec.from_json(stored, str(file)), ""
+        if isinstance(text, str):
+            config = Config.from_text(text, filename=f"{file} (meta)")
+            return spec_from_config(config, *class_names(config, meta)), ""
+    except (SpecError, ConfigError) as error:
+        return None, str(error)
+    return None, "the checkpoint holds neither a model spec nor a config"
+
+
+def _dtypes(weights: Mapping[str, torch.Tensor]) -> str:
+    counts = Counter(str(value.dtype).removeprefix("torch.") for value in weights.values())
+    return ", ".join(f"{count} {dtype}" for dtype, count in counts.most_common())
+
+
+def _inspect_onnx(file: Path) -> Inspection:
+    onnx = import_optional("onnx", "export", "Inspecting an .onnx file")
+    if not file.is_file():
+        what = "a directory" if file.is_dir() else "missing"
+        raise BackendError(f"expected a model file, but this is {what}: {file}")
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+        if not model.graph.node:
+            raise ValueError("it holds no graph")
+    except Exception as error:  # protobuf raises several unrelated classes on damaged files
+        raise BackendError(
+            f"{file} is damaged, or not an ONNX model ({type(error).__name__}: {error}); "
+            "make it again with: deploykit convert"
+        ) from None
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    spec, missing = None, f"its metadata has no '{METADATA_KEY}' entry"
+    if METADATA_KEY in metadata:
+        try:
+            spec, missing = ModelSpec.from_json(metadata.pop(METADATA_KEY), str(file)), ""
+        except SpecError as error:
+            missing = str(error)
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initializers]
+    return Inspection(
+        path=str(file),
+        kind="onnx",
+        size=file.stat().st_size,
+        sha256=sha256_of_file(file),
+        parameters=sum(
+            math.prod(tensor.dims)
+            for tensor in model.graph.initializer
+            if onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind == "f"
+        ),
+        spec=spec,
+        missing_spec=missing,
+        inputs=tuple(_tensor_info(onnx, value) for value in inputs),
+        outputs=tuple(_tensor_info(onnx, value) for value in model.graph.output),
+        operators=dict(_count_operators(model.graph).most_common()),
+        facts={
+            "producer": f"{model.producer_name} {model.producer_version}".strip(),
+            "ir_version": model.ir_version,
+            "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+            "metadata": metadata,
+        },
+    )
+
+
+def _tensor_info(onnx: Any, value: onnx.ValueInfoProto) -> TensorInfo:
+    tensor = value.type.tensor_type
+    name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    sizes = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
+        for dim in tensor.shape.dim
+    )
+    return TensorInfo(value.name, {"float": "float32"}.get(name, name), sizes)
+
+
+def _count_operators(graph: onnx.GraphProto) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for node in graph.node:
+        counts[f"{node.domain}::{node.op_type}" if node.domain else node.op_type] += 1
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                counts.update(_count_operators(subgraph))
+    return counts
