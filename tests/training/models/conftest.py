@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +17,7 @@ from deploykit.training.models import BaseDetector, build_detector
 from deploykit.training.structures import Batch, Targets
 
 RECIPES = Path(deploykit.training.__file__).parent / "recipes"
+DATA = Path(__file__).parent / "data"
 
 
 def _small_config(num_classes: int = 3, **head: Any) -> dict[str, Any]:
@@ -96,3 +101,100 @@ def make_batch(random_images: Callable[..., torch.Tensor]) -> Callable[..., Batc
         )
 
     return make
+
+
+def make_weight(key: str, shape: Sequence[int], recipe: dict[str, Any]) -> np.ndarray:
+    """The deterministic weight of a key: a function of its name, adjusted by the recipe."""
+    override = recipe["overrides"].get(key, {})
+    if "alias_of" in override:
+        return make_weight(override["alias_of"], shape, recipe)
+    digest = hashlib.sha256(f"{recipe['seed']}:{key}".encode()).digest()
+    random = np.random.RandomState(int.from_bytes(digest[:4], "little"))
+    if key.endswith("running_var"):
+        value = random.uniform(0.8, 1.2, shape)
+    elif key.endswith(("running_mean", "bias")):
+        value = 0.05 * random.standard_normal(shape)
+    elif len(shape) == 1:
+        value = 1 + 0.1 * random.standard_normal(shape)
+    else:
+        gain = 2.0 if len(shape) > 2 else 1.0
+        value = random.standard_normal(shape) * np.sqrt(gain / np.prod(shape[1:]))
+    factor = np.asarray(override.get("mul", 1.0))
+    factor = factor.reshape(factor.shape + (1,) * (len(shape) - 1) * factor.ndim)
+    return (value * factor + np.asarray(override.get("add", 0.0))).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What MMDetection 3.3.0 computed on a CPU, and the weights that it had.
+
+    Of each tensor there are the shape, a sample, and mean, standard deviation, least, greatest and
+    mean absolute value; ``noise`` is how much it changes with another convolution library.
+    """
+
+    arrays: dict[str, np.ndarray]
+    weights: dict[str, Any]
+
+    def fill(self, model: BaseDetector) -> BaseDetector:
+        """Give a model the weights, and put it into evaluation mode."""
+        state = {
+            key: torch.from_numpy(make_weight(key, value.shape, self.weights))
+            for key, value in model.state_dict().items()
+            if not key.endswith("num_batches_tracked")
+        }
+        model.load_state_dict(state, strict=False)
+        return model.eval()
+
+    @staticmethod
+    def sample(tensor: torch.Tensor) -> np.ndarray:
+        flat = tensor.flatten().numpy()
+        places = np.linspace(0, flat.size - 1, min(flat.size, 256)).round()
+        return flat[np.unique(places).astype(int)]
+
+    def check_feature(self, name: str, tensor: torch.Tensor) -> None:
+        """Assert that a tensor is within ten times the noise of MMDetection's."""
+        noise = dict(zip(self.arrays["noise.names"], self.arrays["noise.max_rel"], strict=True))
+        expected = self.arrays[f"{name}.slice"]
+        assert tensor.shape == tuple(self.arrays[f"{name}.shape"])
+        tolerance = 10 * noise[name] * np.abs(expected).max()
+        assert np.abs(self.sample(tensor) - expected).max() <= tolerance
+        values = tensor.double()
+        statistics = [values.mean(), values.std(correction=0), values.min(), values.max()]
+        np.testing.assert_allclose(
+            [*statistics, values.abs().mean()],
+            self.arrays[f"{name}.stats"],
+            rtol=1e-4,
+            atol=tolerance,
+        )
+
+    def check_detections(
+        self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, count: int
+    ) -> list[int]:
+        """Assert that detections, in pixels of the original image, are MMDetection's.
+
+        Returns the row of MMDetection's that each one is.
+        """
+        assert count == len(self.arrays["pred.scores"])
+        # Detections of nearly the same score may change places: match by label and nearest box.
+        unmatched, rows = list(range(count)), []
+        for box, score, label in list(zip(boxes, scores, labels, strict=True))[:count]:
+            same_label = [i for i in unmatched if self.arrays["pred.labels"][i] == label]
+            errors = [np.abs(self.arrays["pred.bboxes"][i] - box).max() for i in same_label]
+            best = int(np.argmin(errors))
+            assert errors[best] < 0.05
+            assert abs(self.arrays["pred.scores"][same_label[best]] - score) < 1e-4
+            unmatched.remove(same_label[best])
+            rows.append(same_label[best])
+        return rows
+
+
+@pytest.fixture(scope="session")
+def load_reference() -> Callable[[str], Reference]:
+    """Returns MMDetection's numbers for ``china.jpg`` by the name of the model."""
+
+    def load(name: str) -> Reference:
+        weights = json.loads((DATA / f"{name}_weights.json").read_text())
+        with np.load(DATA / f"{name}_china.npz") as arrays:
+            return Reference(dict(arrays), weights)
+
+    return load
