@@ -169,6 +169,7 @@ custom_hooks = [
         type="EMAHook",
         ema_type="ExpMomentumEMA",
         momentum=0.002,
+        gamma=150,  # the run is short: average soon
         update_buffers=True,
         priority=49,
     ),
