@@ -72,15 +72,12 @@ def test_division_is_exact(divide, dividends, divisors, reals):
         np.testing.assert_array_equal(array, wanted.numpy())
 
 
-def test_mean_of_a_large_map_is_as_exact_as_pytorch():
-    # Adding 25600 values of about the same size one after the other is off by more than 1e-5.
-    rng = np.random.default_rng(0)
-    features = rng.normal(1, 0.01, (1, 8, 160, 160)).astype(np.float32)
-    for found, axes in zip(
-        run(session(Mean(), torch.from_numpy(features)), features),
-        ((2, 3), (1, 3), (2,)),
-        strict=True,
-    ):
+def test_mean_of_a_large_map_is_exact():
+    # The sum of 25600 equal values, one added after the other, is off by 3e-5 here.
+    values = np.float32([0.1, 1 / 3, 0.7, 1.1, 2.3, -0.3, 5.7, -9.1])
+    features = np.broadcast_to(values[:, None, None], (1, 8, 160, 160)).copy()
+    means = run(session(Mean(), torch.from_numpy(features)), features)
+    for found, axes in zip(means, ((2, 3), (1, 3), (2,)), strict=True):
         expected = features.astype(np.float64).mean(axes, keepdims=axes == (2, 3))
         assert found.shape == expected.shape
-        np.testing.assert_allclose(found, expected, rtol=5e-7)
+        np.testing.assert_allclose(found, expected, rtol=2e-6)
