@@ -189,6 +189,12 @@ class Reference:
 
 
 @pytest.fixture(scope="session")
+def reference_class() -> type[Reference]:
+    """Returns ``Reference``, for weights without numbers of MMDetection."""
+    return Reference
+
+
+@pytest.fixture(scope="session")
 def load_reference() -> Callable[[str], Reference]:
     """Returns MMDetection's numbers for ``china.jpg`` by the name of the model."""
 
