@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-MAX_FILE_BYTES = 8 * 2**20
+MAX_CHARACTERS = 1_000_000
 MAX_STEPS = 1_000_000
 MAX_NESTING = 80
 MAX_EXPRESSION_DEPTH = 120

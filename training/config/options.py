@@ -58,6 +58,8 @@ def _value(text: str, depth: int) -> Any:
     if depth > _MAX_BRACKETS:
         raise EvaluationError(f"brackets are nested deeper than {_MAX_BRACKETS} levels")
     text = text.strip().strip("'\"").strip()
+    if "," not in text and text[:1] + text[-1:] not in ("()", "[]"):
+        return _scalar(text)
     commas, whole = _scan(text)
     if whole:
         inner = text[1:-1]

@@ -204,7 +204,8 @@ def _base_expression(node: ast.stmt) -> ast.expr | None:
     return None
 
 
-_JSON_STRING_OR_TEMPLATE = re.compile(r'"(?:[^"\\\n]|\\.)*"|\{\{[^{}]*\}\}')
+# The closing quote is optional: a string without one must not be tried again at each of its quotes.
+_JSON_STRING_OR_TEMPLATE = re.compile(r'"(?:[^"\\\n]|\\.)*"?|\{\{[^{}]*\}\}')
 
 
 def _check_json(source: Source) -> None:

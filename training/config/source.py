@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import warnings
+from bisect import bisect_left
 from pathlib import Path
 
 from deploykit.errors import ConfigError
-from deploykit.training.config.limits import MAX_FILE_BYTES, EvaluationError
+from deploykit.training.config.limits import MAX_CHARACTERS, EvaluationError
 from deploykit.training.config.templates import mask_environment
 from deploykit.training.config.tracked import Origin
 
@@ -24,21 +25,27 @@ class Source:
         path: The absolute path; None for text without a file.
 
     Raises:
-        ConfigError: It is not valid Python.
+        ConfigError: It is too long.
     """
 
     def __init__(self, text: str, label: str, path: Path | None) -> None:
         self.label, self.path = label, path
+        if len(text) > MAX_CHARACTERS:
+            raise ConfigError(f"the config has more than {MAX_CHARACTERS:,} characters", label)
         text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
         try:
             self.text, self.environment = mask_environment(text)
         except EvaluationError as error:
             raise ConfigError(str(error), label) from None
-        self._ascii = self.text.isascii()
-        self._lines: list[str] | None = None
+        self._lines: list[bytes] | None = None
+        self._inner_bytes: dict[int, list[int]] = {}
 
     def parse(self) -> ast.Module:
-        """Return the syntax tree of a Python config."""
+        """Return the syntax tree of a Python config.
+
+        Raises:
+            ConfigError: It is not valid Python.
+        """
         module = self._parse(self.text, "exec")
         assert isinstance(module, ast.Module)  # noqa: S101 - tells mypy what "exec" means
         return module
@@ -70,20 +77,29 @@ class Source:
 
     def origin(self, node: ast.expr | ast.stmt | ast.keyword | ast.alias) -> Origin:
         """Return where a node begins."""
-        column = node.col_offset
-        if not self._ascii:
-            column = len(self._line(node.lineno)[:column].decode(errors="ignore"))
+        column = node.col_offset - bisect_left(self._continuations(node.lineno), node.col_offset)
         return Origin(self.label, node.lineno, column + 1)
 
     def segment(self, node: ast.expr) -> str:
         """Return the text of a node that stands on one line."""
         return self._line(node.lineno)[node.col_offset : node.end_col_offset].decode()
 
+    def _continuations(self, number: int) -> list[int]:
+        """Return where a line has bytes that do not begin a character: Python counts in bytes."""
+        if self.text.isascii():
+            return []
+        if number not in self._inner_bytes:
+            line = self._line(number)
+            self._inner_bytes[number] = (
+                [] if line.isascii() else [n for n, byte in enumerate(line) if byte & 0xC0 == 0x80]
+            )
+        return self._inner_bytes[number]
+
     def _line(self, number: int) -> bytes:
         if self._lines is None:
-            self._lines = self.text.split("\n")
+            self._lines = self.text.encode().split(b"\n")
         # Within f-strings, Python up to 3.11 counts lines wrongly: the line may not exist.
-        return "".join(self._lines[number - 1 : number]).encode()
+        return self._lines[number - 1] if number <= len(self._lines) else b""
 
     def error(
         self, node: ast.expr | ast.stmt | ast.keyword | ast.alias, message: str
@@ -109,11 +125,10 @@ def read_source(path: Path) -> Source:
         if not path.is_file():
             raise ConfigError("the config is not a regular file", label)
         with path.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
+            # No character has more than four bytes; the rest of a huge file is not read.
+            data = stream.read(4 * MAX_CHARACTERS + 4)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the config cannot be read: {error}", label) from None
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"the config has more than {MAX_FILE_BYTES:,} bytes", label)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

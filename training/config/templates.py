@@ -18,7 +18,11 @@ from typing import Any
 from deploykit.training.config.limits import EvaluationError
 
 FILE_VARIABLES = ("fileDirname", "fileBasename", "fileBasenameNoExtension", "fileExtname")
-_ENVIRONMENT = re.compile(r"\{\{(?P<inner>['\"]?[ \t]*\$(\w+)[ \t]*:[ \t]*(\S*?)[ \t]*['\"]?)\}\}")
+# Every part is bounded or ends at a brace, so that no text makes the search take quadratic time.
+_ENVIRONMENT = re.compile(
+    r"\{\{(?P<inner>['\"]?[ \t]{0,20}\$(?P<name>\w{1,200})[ \t]{0,20}:"
+    r"(?P<default>[^\n{}]{0,1000}))\}\}"
+)
 # CJK Extension A: letters that may stand in a Python name, and that hardly any config contains.
 _MASKS = range(0x3400, 0x4DC0)
 _MASK = re.compile("([\u3400-\u4dbf])\\1*")
@@ -68,7 +72,10 @@ def mask_environment(text: str) -> tuple[str, dict[str, EnvironmentVariable]]:
         letter = next(letters, None)
         if letter is None:
             raise EvaluationError("too many environment variables in one file")
-        variables[letter] = EnvironmentVariable(match[2], match[3])
+        default = match["default"].strip(" \t")
+        if match["inner"][0] in "'\"" and default.endswith(match["inner"][0]):
+            default = default[:-1].rstrip(" \t")
+        variables[letter] = EnvironmentVariable(match["name"], default)
         return "{{" + letter * len(match["inner"]) + "}}"
 
     return _ENVIRONMENT.sub(mask, text), variables
