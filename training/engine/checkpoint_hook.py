@@ -80,10 +80,10 @@ class CheckpointHook(Hook):
 
     def before_train(self, trainer: Trainer) -> None:
         """Remove what a killed process left behind."""
-        if distributed.rank() != 0:
-            return
-        for leftover in trainer.work_dir.glob(".*.partial.pth"):
-            leftover.unlink(missing_ok=True)
+        self._remove_outdated(trainer)
+        if distributed.rank() == 0:
+            for leftover in trainer.work_dir.glob(".*.partial.pth"):
+                leftover.unlink(missing_ok=True)
 
     def after_train_epoch(self, trainer: Trainer) -> None:
         """Save at the end of an epoch."""
@@ -147,12 +147,15 @@ class CheckpointHook(Hook):
         trainer.save_checkpoint(path, resumable=self.resumable)
         if distributed.rank() == 0:
             _link(path, trainer.work_dir / LAST)
+        self._remove_outdated(trainer)
+        self._saved_at = trainer.iterations_done
+        trainer.logger.info("saved %s", path)
+
+    def _remove_outdated(self, trainer: Trainer) -> None:
         while 0 < self.max_keep < len(self.kept):
             outdated = trainer.work_dir / self.kept.pop(0)
             if distributed.rank() == 0:
                 outdated.unlink(missing_ok=True)
-        self._saved_at = trainer.iterations_done
-        trainer.logger.info("saved %s", path)
 
 
 def greater_is_better(metric: str, rule: str | None = None) -> bool:
