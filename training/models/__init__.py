@@ -29,8 +29,7 @@ from deploykit.training.models.heads.rpn_head import RPNHead
 from deploykit.training.models.heads.rtmdet_head import RTMDetHead, RTMDetSepBNHead
 from deploykit.training.models.losses.cross_entropy_loss import CrossEntropyLoss
 from deploykit.training.models.losses.focal_loss import FocalLoss
-from deploykit.training.models.losses.giou_loss import GIoULoss
-from deploykit.training.models.losses.iou_losses import CIoULoss, DIoULoss, IoULoss
+from deploykit.training.models.losses.iou_losses import CIoULoss, DIoULoss, GIoULoss, IoULoss
 from deploykit.training.models.losses.l1_loss import L1Loss, SmoothL1Loss
 from deploykit.training.models.losses.quality_focal_loss import QualityFocalLoss
 from deploykit.training.models.necks.cspnext_pafpn import CSPNeXtPAFPN

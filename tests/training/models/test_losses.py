@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import ConfigError
-from deploykit.training.models.losses.giou_loss import GIoULoss
+from deploykit.training.models.losses.iou_losses import GIoULoss
 from deploykit.training.models.losses.quality_focal_loss import QualityFocalLoss, soft_targets
 from deploykit.training.models.losses.reduction import mean_over_workers
 

@@ -10,6 +10,7 @@ from deploykit.training.models.box_overlaps import (
     aligned_iou,
     complete_iou,
     distance_iou,
+    generalized_iou,
 )
 from deploykit.training.models.losses.reduction import check_reduction, reduce_loss
 from deploykit.training.registry import MODELS
@@ -97,6 +98,22 @@ class IoULoss(_OverlapLoss):
         if self.mode == "log":
             return -torch.log(iou)
         return 1 - (iou if self.mode == "linear" else iou.square())
+
+
+@MODELS.register()
+class GIoULoss(_OverlapLoss):
+    """``1 - GIoU``.
+
+    Source: Rezatofighi et al., "Generalized Intersection over Union", arXiv:1902.09630.
+
+    Args:
+        eps: Smallest area to divide by.
+        reduction: ``"none"``, ``"mean"`` or ``"sum"``.
+        loss_weight: Factor of the result.
+    """
+
+    def _per_box(self, pred: Tensor, target: Tensor) -> Tensor:
+        return 1 - generalized_iou(pred, target, self.eps)
 
 
 @MODELS.register()
