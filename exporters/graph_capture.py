@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 import warnings
 from typing import Any
 
@@ -64,7 +65,7 @@ def capture(detector: nn.Module, spec: ModelSpec) -> ir.Model:
                 verbose=False,
             )
     except OnnxExporterError as error:
-        raise ExportError(_untranslatable(program, error)) from error
+        raise ExportError(_untranslatable(error)) from error
     if exported is None:
         raise ExportError("PyTorch's ONNX exporter returned nothing")
     model: ir.Model = exported.model
@@ -148,24 +149,24 @@ def _name_axes(model: ir.Model, spec: InputSpec) -> None:
                 value.shape[axis] = ir.SymbolicDim(renamed)
 
 
-def _untranslatable(program: ExportedProgram, error: OnnxExporterError) -> str:
+def _untranslatable(error: OnnxExporterError) -> str:
     """Say which operator of which module has no ONNX form."""
     cause: BaseException = error
-    messages = [str(error)]
-    while cause.__cause__ is not None:
+    node: torch.fx.Node | None = None
+    while True:
+        # The exporter's message names a node of a graph that it made itself and does not hand out;
+        # the node, which knows its module, is in the frame that raised.
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            found = frame.f_locals.get("node")
+            node = found if isinstance(found, torch.fx.Node) else node
+        if cause.__cause__ is None:
+            break
         cause = cause.__cause__
-        messages.append(str(cause))
-    match = re.search(r"translating node %(\w+)", "\n".join(messages))
-    for node in program.graph.nodes:
-        if match and node.name == match[1]:
-            path = module_path(
-                [scope for scope, _ in node.meta.get("nn_module_stack", {}).values()]
-            )
-            return (
-                f"the operator {node.target} in module '{path or 'the model itself'}' cannot be "
-                f"written as ONNX opset {OPSET}: {_first_line(cause)}"
-            )
-    return f"the model cannot be written as ONNX opset {OPSET}: {_first_line(cause)}"
+    what = "the model"
+    if node is not None:
+        path = module_path([scope for scope, _ in node.meta.get("nn_module_stack", {}).values()])
+        what = f"the operator {node.target}" + (f" in module '{path}'" if path else "")
+    return f"{what} cannot be written as ONNX opset {OPSET}: {_first_line(cause)}"
 
 
 def module_path(scopes: list[str]) -> str:

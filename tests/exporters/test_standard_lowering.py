@@ -120,7 +120,7 @@ def scenes(draw):
     return boxes, scores, labels
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(scenes(), st.sampled_from([0.0, 0.3, 0.5, 0.6, 0.7, 1.0]), st.sampled_from([1, 5, 20, 100]))
 def test_equals_brute_force(scene, iou_threshold, max_out):
     run(*scene, iou_threshold, max_out)
