@@ -234,19 +234,22 @@ def test_test_options_reach_the_graph(toy_checkpoint: Path, tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
-def toy_graph(toy_checkpoint: Path) -> onnx.ModelProto:
+def toy_graph(toy_checkpoint: Path) -> bytes:
     """The captured graph of the toy detector for 96x160."""
     loaded = load_model(toy_checkpoint)
     inputs = TOY_SHAPE.apply(loaded.spec.input)
-    return ir.to_proto(capture(loaded.model, replace(loaded.spec, input=inputs)))
+    graph = capture(loaded.model, replace(loaded.spec, input=inputs))
+    return ir.to_proto(graph).SerializeToString()
 
 
 @pytest.fixture
-def quick(toy_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(toy_graph: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports of the toy detector for 96x160 skip the capture, which has been done before."""
-    monkeypatch.setattr(
-        "deploykit.exporters.onnx_exporter.capture", lambda *_: ir.from_proto(toy_graph)
-    )
+
+    def captured(*_: Any) -> ir.Model:
+        return ir.from_proto(onnx.ModelProto.FromString(toy_graph))
+
+    monkeypatch.setattr("deploykit.exporters.onnx_exporter.capture", captured)
 
 
 @pytest.mark.usefixtures("quick")
