@@ -19,6 +19,8 @@ from deploykit.training.models.coders.delta_xywh import DeltaXYWHBBoxCoder
 from deploykit.training.models.coders.distance_point import DistancePointBBoxCoder
 from deploykit.training.models.data_preprocessor import DetDataPreprocessor
 from deploykit.training.models.detectors.base import BaseDetector
+from deploykit.training.models.detectors.faster_rcnn import FasterRCNN
+from deploykit.training.models.detectors.mask_rcnn import MaskRCNN
 from deploykit.training.models.detectors.retinanet import RetinaNet
 from deploykit.training.models.detectors.rpn import RPN
 from deploykit.training.models.detectors.rtmdet import RTMDet
@@ -36,6 +38,15 @@ from deploykit.training.models.necks.cspnext_pafpn import CSPNeXtPAFPN
 from deploykit.training.models.necks.fpn import FPN
 from deploykit.training.models.priors.anchor_generator import AnchorGenerator
 from deploykit.training.models.priors.point_generator import MlvlPointGenerator
+from deploykit.training.models.roi_heads.bbox_head import BBoxHead
+from deploykit.training.models.roi_heads.convfc_bbox_head import (
+    ConvFCBBoxHead,
+    Shared2FCBBoxHead,
+    Shared4Conv1FCBBoxHead,
+)
+from deploykit.training.models.roi_heads.fcn_mask_head import FCNMaskHead
+from deploykit.training.models.roi_heads.single_roi_extractor import SingleRoIExtractor
+from deploykit.training.models.roi_heads.standard_roi_head import StandardRoIHead
 from deploykit.training.models.samplers.pseudo_sampler import PseudoSampler
 from deploykit.training.models.samplers.random_sampler import RandomSampler
 from deploykit.training.registry import MODELS
@@ -45,20 +56,25 @@ __all__ = [
     "RPN",
     "AnchorGenerator",
     "AnchorHead",
+    "BBoxHead",
     "BaseDetector",
     "CIoULoss",
     "CSPNeXt",
     "CSPNeXtPAFPN",
+    "ConvFCBBoxHead",
     "CrossEntropyLoss",
     "DIoULoss",
     "DeltaXYWHBBoxCoder",
     "DetDataPreprocessor",
     "DistancePointBBoxCoder",
     "DynamicSoftLabelAssigner",
+    "FCNMaskHead",
+    "FasterRCNN",
     "FocalLoss",
     "GIoULoss",
     "IoULoss",
     "L1Loss",
+    "MaskRCNN",
     "MaxIoUAssigner",
     "MlvlPointGenerator",
     "PseudoSampler",
@@ -74,8 +90,12 @@ __all__ = [
     "RetinaHead",
     "RetinaNet",
     "RetinaSepBNHead",
+    "Shared2FCBBoxHead",
+    "Shared4Conv1FCBBoxHead",
+    "SingleRoIExtractor",
     "SingleStageDetector",
     "SmoothL1Loss",
+    "StandardRoIHead",
     "build_detector",
 ]
 

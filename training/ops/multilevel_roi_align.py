@@ -95,7 +95,8 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    rois, levels = _prepare(*ctx.saved_tensors, len(ctx.shapes), ctx.finest_scale)
+    (rois,) = ctx.saved_tensors
+    rois, levels = _prepare(rois, len(ctx.shapes), ctx.finest_scale)
     gradients = []
     for level, (shape, scale) in enumerate(zip(ctx.shapes, ctx.spatial_scales, strict=True)):
         index = (levels == level).nonzero().squeeze(1)

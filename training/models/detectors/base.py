@@ -9,7 +9,6 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from deploykit.training.models.data_preprocessor import DetDataPreprocessor
-from deploykit.training.models.heads.dense_detections import DetectionTensors
 from deploykit.training.models.weight_init import InitConfig, initialize
 from deploykit.training.registry import MODELS
 from deploykit.training.structures import Batch
@@ -53,7 +52,7 @@ class BaseDetector(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict(self, images: Tensor, image_sizes: Tensor | None = None) -> DetectionTensors:
+    def predict(self, images: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         """Detect objects.
 
         Args:
@@ -64,19 +63,20 @@ class BaseDetector(nn.Module, ABC):
 
         Returns:
             Boxes float32 [B, K, 4] (xyxy in pixels of the network input), scores float32 [B, K]
-            (descending), labels int32 [B, K] and the number of detections int32 [B]. Rows past that
-            number are zero, with label -1.
+            (descending), labels int32 [B, K] and the number of detections int32 [B]; where masks
+            are predicted also their logits float32 [B, K, h, w], each in the frame of its box. Rows
+            past that number are zero, with label -1.
         """
 
     @overload
     def forward(self, inputs: Batch) -> dict[str, Tensor]: ...
 
     @overload
-    def forward(self, inputs: Tensor, image_sizes: Tensor | None = None) -> DetectionTensors: ...
+    def forward(self, inputs: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]: ...
 
     def forward(
         self, inputs: Batch | Tensor, image_sizes: Tensor | None = None
-    ) -> dict[str, Tensor] | DetectionTensors:
+    ) -> dict[str, Tensor] | tuple[Tensor, ...]:
         """Return the ``loss`` of a batch or ``predict`` on images."""
         if isinstance(inputs, Batch):
             return self.loss(inputs)

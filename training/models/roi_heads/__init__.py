@@ -1,0 +1,1 @@
+"""RoI heads: the second stage of two-stage detectors."""
