@@ -9,7 +9,7 @@ classes = ("object",)
 scale = (704, 704)  # what a test image is fitted into
 crop_size = (320, 320)
 pad_value = 114
-max_epochs = 24
+max_epochs = 28
 base_lr = 0.004
 
 model = dict(
@@ -79,7 +79,8 @@ load = [
 train_pipeline = [
     *load,
     dict(type="RandomResize", scale=scale, ratio_range=(0.8, 1.3), keep_ratio=True),
-    dict(type="RandomCrop", crop_size=crop_size),
+    # Crops of several sizes, padded to one: the model learns that padding is no object.
+    dict(type="RandomCrop", crop_type="absolute_range", crop_size=(256, crop_size[0])),
     dict(type="YOLOXHSVRandomAug"),
     dict(
         type="RandomFlip", prob=[0.25, 0.25, 0.25], direction=["horizontal", "vertical", "diagonal"]
@@ -143,7 +144,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=12)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=14)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
@@ -177,7 +178,7 @@ custom_hooks = [
 default_hooks = dict(
     logger=dict(type="LoggerHook", interval=10),
     checkpoint=dict(
-        type="CheckpointHook", interval=12, max_keep_ckpts=1, save_best="coco/bbox_mAP"
+        type="CheckpointHook", interval=14, max_keep_ckpts=1, save_best="coco/bbox_mAP"
     ),
 )
 channels_last = True  # twice as fast on a CPU
