@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,44 @@ def model_config() -> dict[str, Any]:
             nms_pre=1000, score_thr=0.001, nms=dict(type="nms", iou_threshold=0.65), max_per_img=50
         ),
     )
+
+
+PROCESS = """
+import multiprocessing, os, sys
+from deploykit import cli
+
+def main(arguments, environment):
+    # Processes of the server would start their loader workers through it as well.
+    multiprocessing.set_start_method("fork", force=True)
+    os.environ.update(environment)
+    sys.exit(cli.main(arguments))
+"""
+
+StartProcess = Callable[..., BaseProcess]
+
+
+@pytest.fixture(scope="session")
+def start_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProcess]:
+    """Return a function that runs ``deploykit`` in a process of its own.
+
+    Processes are forked from a server that has imported torch, which saves the time to do so.
+    """
+    folder = tmp_path_factory.mktemp("process")
+    (folder / "deploykit_process.py").write_text(PROCESS)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deploykit.training.engine"])
+
+    def start(*arguments: object, **environment: object) -> BaseProcess:
+        main = import_module("deploykit_process").main
+        words = [str(argument) for argument in arguments]
+        variables = {name: str(value) for name, value in environment.items()}
+        process = context.Process(target=main, args=(words, variables))
+        process.start()
+        return process
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)  # processes inherit the path
+        yield start
 
 
 @pytest.fixture(scope="session")

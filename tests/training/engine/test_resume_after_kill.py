@@ -1,18 +1,16 @@
 """Training runs that are killed with SIGKILL and resumed end in the same bits as one that was not.
 
 The runs are ``deploykit train`` in processes of their own, with a loader worker and with the caches
-of mosaic and mixup. They are forked from a server that has imported torch, to save that time.
+of mosaic and mixup.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -24,21 +22,17 @@ from deploykit.training.checkpoint import read_checkpoint
 from deploykit.training.config import Config
 
 MakeConfig = Callable[..., Config]
+StartProcess = Callable[..., BaseProcess]
 
 EPOCHS = 5
 
-# A hook that kills its own process at a chosen point, once; and what a process runs.
+# A hook that kills its own process at a chosen point, once.
 KILLER = '''
-import multiprocessing, os, signal, sys
+import os, signal
 from pathlib import Path
-from deploykit import atomic_file, cli
+from deploykit import atomic_file
 from deploykit.training.engine import Hook
 from deploykit.training.registry import HOOKS
-
-def main(arguments):
-    # Processes of the server would start their loader workers through it as well.
-    multiprocessing.set_start_method("fork", force=True)
-    sys.exit(cli.main(arguments))
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -98,7 +92,8 @@ class KillHook(Hook):
 class RunFolder:
     """A config with its work directory, which several processes train in one after another."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, config: Config, start_process: StartProcess) -> None:
+        self.start_process = start_process
         self.work_dir = folder / "work"
         self.order = folder / "kill_at"
         config["custom_imports"] = dict(imports=["killer_hook"])
@@ -111,14 +106,8 @@ class RunFolder:
     def start(self, kill_at: str = "") -> BaseProcess:
         if kill_at:
             self.order.write_text(kill_at)
-        arguments = ["train", str(self.config), "--work-dir", str(self.work_dir), "--resume"]
-        arguments += ["--device", "cpu", "--threads", "1", "--allow-custom-imports"]
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["deploykit.training.engine"])
-        main = import_module("killer_hook").main
-        process = context.Process(target=main, args=(arguments,))
-        process.start()
-        return process
+        options = ("--resume", "--device", "cpu", "--threads", 1, "--allow-custom-imports")
+        return self.start_process("train", self.config, "--work-dir", self.work_dir, *options)
 
     def run(self, kill_at: str = "") -> int | None:
         process = self.start(kill_at)
@@ -135,13 +124,17 @@ class RunFolder:
 
 @pytest.fixture(scope="module")
 def make_run(
-    make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory
+    make_config: MakeConfig,
+    start_process: StartProcess,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[], RunFolder]]:
     modules = tmp_path_factory.mktemp("modules")
     (modules / "killer_hook.py").write_text(KILLER)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(modules)  # processes inherit the path
-        yield lambda: RunFolder(tmp_path_factory.mktemp("run"), make_config(epochs=EPOCHS))
+        yield lambda: RunFolder(
+            tmp_path_factory.mktemp("run"), make_config(epochs=EPOCHS), start_process
+        )
 
 
 @pytest.fixture(scope="module")
