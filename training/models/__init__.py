@@ -19,6 +19,7 @@ from deploykit.training.models.coders.delta_xywh import DeltaXYWHBBoxCoder
 from deploykit.training.models.coders.distance_point import DistancePointBBoxCoder
 from deploykit.training.models.data_preprocessor import DetDataPreprocessor
 from deploykit.training.models.detectors.base import BaseDetector
+from deploykit.training.models.detectors.cascade_rcnn import CascadeRCNN
 from deploykit.training.models.detectors.faster_rcnn import FasterRCNN
 from deploykit.training.models.detectors.mask_rcnn import MaskRCNN
 from deploykit.training.models.detectors.retinanet import RetinaNet
@@ -39,6 +40,7 @@ from deploykit.training.models.necks.fpn import FPN
 from deploykit.training.models.priors.anchor_generator import AnchorGenerator
 from deploykit.training.models.priors.point_generator import MlvlPointGenerator
 from deploykit.training.models.roi_heads.bbox_head import BBoxHead
+from deploykit.training.models.roi_heads.cascade_roi_head import CascadeRoIHead
 from deploykit.training.models.roi_heads.convfc_bbox_head import (
     ConvFCBBoxHead,
     Shared2FCBBoxHead,
@@ -61,6 +63,8 @@ __all__ = [
     "CIoULoss",
     "CSPNeXt",
     "CSPNeXtPAFPN",
+    "CascadeRCNN",
+    "CascadeRoIHead",
     "ConvFCBBoxHead",
     "CrossEntropyLoss",
     "DIoULoss",
