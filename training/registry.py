@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from deploykit.errors import ConfigError
+from deploykit.training.argument_types import misfit
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -88,7 +89,11 @@ class Registry:
         try:
             inspect.signature(entry).bind(**arguments)
         except TypeError as error:
-            raise ConfigError(f"{self.kind} '{name}': {error}") from None
+            raise ConfigError(
+                f"{self.kind} '{name}': {error}{_close_parameters(entry, arguments)}"
+            ) from None
+        if problem := misfit(entry, config):
+            raise ConfigError(f"{self.kind} '{name}': {problem}")
         return entry(**arguments)
 
     def _load(self) -> None:
@@ -96,6 +101,16 @@ class Registry:
             self._loaded = True
             for module in self._modules:
                 import_module(module)
+
+
+def _close_parameters(entry: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """Return a hint at the parameters whose names are like those that do not exist."""
+    known = inspect.signature(entry).parameters
+    for name in arguments:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+            return f". Did you mean {', '.join(close)}?" if close else ""
+    return ""
 
 
 MODELS = Registry("model", ("deploykit.training.models",))

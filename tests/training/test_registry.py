@@ -52,6 +52,16 @@ def test_arguments_that_do_not_fit_name_the_type(registry, arguments):
         registry.build({"type": "Square", **arguments})
 
 
+def test_a_misspelt_argument_names_the_right_one(registry):
+    with pytest.raises(ConfigError, match="'color'. Did you mean colour"):
+        registry.build({"type": "Square", "side": 1, "color": "red"})
+
+
+def test_a_value_of_the_wrong_kind_names_the_argument(registry):
+    with pytest.raises(ConfigError, match="shape 'Square': side must be a number, got 'wide'"):
+        registry.build({"type": "Square", "side": "wide"})
+
+
 def test_an_error_inside_the_constructor_is_not_disguised():
     registry = Registry("shape")
 
