@@ -16,6 +16,7 @@ cannot run code.
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import struct
 import zipfile
@@ -152,10 +153,12 @@ def _reason(error: Exception) -> str:
             f"the checkpoint holds a {refused.group(1)} object, which is not on the list of types "
             "that are safe to read; save it again with tensors and plain types only"
         )
+    if isinstance(error, (pickle.UnpicklingError, KeyError, EOFError)):
+        return "this is not a PyTorch checkpoint, or it is damaged; give a .pth file"
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
     return (
-        f"the checkpoint cannot be read, it is damaged or not a PyTorch file "
-        f"({type(error).__name__}: {first_line[:160]})"
+        f"this is not a PyTorch checkpoint, or it is damaged "
+        f"({type(error).__name__}: {first_line[:160]}); give a .pth file"
     )
 
 
