@@ -89,6 +89,8 @@ def select(config: Config, key: str) -> Any:
                 raise ConfigError(f"{where} has no key '{part}'; it has: {', '.join(names)}")
             value = value[names[part]]
         elif isinstance(value, list | tuple):
+            if not value:
+                raise ConfigError(f"{where} is empty")
             if not part.isdecimal() or int(part) >= len(value):
                 raise ConfigError(f"{where} has the indices 0 to {len(value) - 1}, not '{part}'")
             value = value[int(part)]

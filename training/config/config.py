@@ -9,7 +9,7 @@ from typing import Any
 
 from deploykit.errors import ConfigError
 from deploykit.training.config.dump import dump, top_level_problem
-from deploykit.training.config.limits import Budget, EvaluationError, check_depth
+from deploykit.training.config.limits import STEPS_PER_RESULT, Budget, EvaluationError, check_depth
 from deploykit.training.config.merge import DELETE_KEY
 from deploykit.training.config.options import apply_options
 from deploykit.training.config.reader import Reader
@@ -127,7 +127,7 @@ def _plain(
 ) -> Any:
     """Return a value with builtin containers, noting the origin of each leaf."""
     check_depth(depth)
-    budget.spend(1)
+    budget.spend(STEPS_PER_RESULT)
     if isinstance(value, Produced | range):
         raise EvaluationError("an iterator or range is no value of a config; wrap it in list()")
     if isinstance(value, TrackedDict):

@@ -54,6 +54,14 @@ class Evaluation:
                 detail = f"there is no key '{detail:.80}'"
             raise self.source.error(node, detail) from None
 
+    @contextmanager
+    def located(self, node: ast.stmt) -> Iterator[None]:
+        """Turn a refusal into an error at ``node``."""
+        try:
+            yield
+        except EvaluationError as error:
+            raise self.source.error(node, str(error)) from None
+
     def call_at(self, node: ast.expr | ast.stmt | ast.keyword) -> Call:
         """Return the context for a function called at ``node``."""
         return Call(self.budget, self.source.origin(node))

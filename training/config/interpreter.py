@@ -76,11 +76,9 @@ class Interpreter(Evaluator):
             statement = _STATEMENTS.get(type(node))
             if statement is None:
                 raise self.source.error(node, refusal(node))
-            try:
+            with self.located(node):
                 self.budget.spend(1)
                 flow = statement(self, node)
-            except EvaluationError as error:
-                raise self.source.error(node, str(error)) from None
             if flow is not None:
                 return flow
         return None
@@ -271,7 +269,8 @@ class Interpreter(Evaluator):
             raise self.source.error(node, "the only 'with' of a config is 'with read_base():'")
         for statement in node.body:
             if isinstance(statement, ast.ImportFrom):
-                self._import_base(statement)
+                with self.located(statement):
+                    self._import_base(statement)
             elif not isinstance(statement, ast.Pass):
                 raise self.source.error(
                     statement, "under 'with read_base():' only 'from ... import ...' can stand"

@@ -179,7 +179,7 @@ def _tracked(value: Any, origin: Origin, depth: int) -> Any:
         return {checked_key(item) for item in value}
     if value is None or type(value) in (bool, int, float, str):
         return value
-    raise EvaluationError(f"a config cannot hold a {type(value).__name__}: {value!r:.80}")
+    raise EvaluationError(f"a config cannot hold a value of type {type(value).__name__}")
 
 
 def checked_key(key: Any) -> Any:
