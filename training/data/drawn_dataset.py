@@ -92,7 +92,11 @@ def draw_scene(
         The image uint8 [H, W, 3] in BGR, boxes float32 [N, 4] (xyxy, pixels) and labels int64 [N].
     """
     height, width = size
-    coarse = rng.integers(60, 200, (max(2, height // 40), max(2, width // 40), 3), np.uint8)
+    # Backgrounds are greyish, objects are saturated.
+    cells = (max(2, height // 40), max(2, width // 40))
+    coarse = rng.integers(60, 180, (*cells, 1), np.uint8) + rng.integers(
+        0, 40, (*cells, 3), np.uint8
+    )
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     noise = rng.integers(0, 24, image.shape, np.uint8)
     image = cv2.add(image, noise)

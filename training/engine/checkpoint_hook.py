@@ -80,6 +80,8 @@ class CheckpointHook(Hook):
 
     def before_train(self, trainer: Trainer) -> None:
         """Remove what a killed process left behind."""
+        if trainer.resuming:
+            self._saved_at = trainer.iterations_done
         self._remove_outdated(trainer)
         if distributed.rank() == 0:
             for leftover in trainer.work_dir.glob(".*.partial.pth"):
