@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deploykit.errors import UsageError
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -60,6 +62,28 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out now, not after an hour of work, that ``path`` cannot be written.
+
+    Nothing is left behind. Where the folder is missing, the nearest one above it has to take it.
+
+    Raises:
+        UsageError: ``path`` is a folder, or a file cannot be created there.
+    """
+    final = Path(path)
+    if final.is_dir():
+        raise UsageError(f"{final} is a folder; name a file to write")
+    parents = final.absolute().parents
+    nearest = next(parent for parent in parents if os.path.lexists(parent))
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{final.stem}.", dir=nearest):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{final} cannot be written: {error.strerror}; choose another place"
+        ) from error
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:

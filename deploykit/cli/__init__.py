@@ -72,14 +72,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = next((word for word in arguments if not word.startswith("-")), None)
     args = build_parser(command).parse_args(arguments)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except DeploykitError as error:
         print(f"deploykit: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("deploykit: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader of our output went away (`deploykit ... | head`); that is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # how rich reports the same
+            return 0
+        raise
+    except OSError as error:
+        # A full disk or a missing permission: the machine's state, not a defect of ours.
+        if error.errno is None:
+            raise
+        place = f"{error.filename}: " if error.filename is not None else ""
+        print(f"deploykit: error: {place}{error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("deploykit: interrupted", file=sys.stderr)
+        return 130

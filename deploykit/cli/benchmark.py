@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
+    from deploykit.atomic_file import check_writable
     from deploykit.benchmark import BenchmarkRequest, MeasurementPlan, run_benchmark
     from deploykit.benchmark.workload_images import load_images
     from deploykit.image_selection import select_images
@@ -99,6 +100,9 @@ def run(args: argparse.Namespace) -> int:
         from deploykit.benchmark.plot import check_plot_path
 
         check_plot_path(args.plot)
+    for path in (args.json, args.plot):
+        if path is not None:
+            check_writable(path)
     request = BenchmarkRequest(
         models=tuple(args.models),
         batch_sizes=_batch_sizes(args.batch),
@@ -118,7 +122,11 @@ def run(args: argparse.Namespace) -> int:
     images = None if args.images is None else load_images(select_images(args.images, args.limit))
     console = Console()
     with Progress(
-        BarColumn(), TextColumn("{task.description}"), console=console, transient=True
+        BarColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     ) as progress:
         task = progress.add_task("opening the models", total=1)
         report = run_benchmark(
@@ -129,10 +137,10 @@ def run(args: argparse.Namespace) -> int:
     console.print(report.render())
     if args.json is not None:
         report.write_json(args.json)
-        console.print(f"numbers: {args.json}", highlight=False, soft_wrap=True)
+        console.print(f"numbers: {args.json}", highlight=False, markup=False, soft_wrap=True)
     if args.plot is not None:
         report.write_plot(args.plot)
-        console.print(f"plot: {args.plot}", highlight=False, soft_wrap=True)
+        console.print(f"plot: {args.plot}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

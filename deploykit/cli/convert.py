@@ -33,7 +33,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("checkpoint", type=Path, help="a .pth file")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .pth file")
     parser.add_argument("--to", choices=("onnx",), required=True, help="the format to write")
     parser.add_argument(
         "--config",
@@ -89,14 +89,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "validation images if they exist, else drawn ones)",
     )
     parity.add_argument(
-        "--tolerance-box",
+        "--box-tolerance",
         type=float,
         default=0.05,
         metavar="PX",
         help="largest box difference in pixels of the network input (0.05)",
     )
     parity.add_argument(
-        "--tolerance-score", type=float, default=1e-4, help="largest score difference (0.0001)"
+        "--score-tolerance",
+        type=float,
+        default=1e-4,
+        metavar="S",
+        help="largest score difference (0.0001)",
     )
 
 
@@ -111,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markup import escape
 
+    from deploykit.atomic_file import check_writable
     from deploykit.exporters.onnx_exporter import (
         ConversionParityError,
         ParityOptions,
@@ -121,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console()
     output = args.out or args.checkpoint.with_suffix(".onnx")
+    check_writable(output)
     steps = _Steps(console)
     try:
         exported = export_onnx(
@@ -132,13 +138,19 @@ def run(args: argparse.Namespace) -> int:
             test_options=_test_options(args),
             parity=ParityOptions(
                 args.parity_images,
-                ParityTolerances(box=args.tolerance_box, score=args.tolerance_score),
+                ParityTolerances(box=args.box_tolerance, score=args.score_tolerance),
             ),
             step=steps,
         )
     except ConversionParityError as error:
         _print_parity(console, error.parity)
-        console.print(f"not written: {output}", style="bold red", highlight=False, soft_wrap=True)
+        console.print(
+            f"not written: {output}",
+            style="bold red",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         if error.parity.nothing_found:
             console.print("Name images with objects in them with --parity-images.")
         return 1
@@ -185,14 +197,16 @@ def _test_options(args: argparse.Namespace) -> dict[str, float]:
 
 def _print_parity(console: Console, parity: ConversionParity) -> None:
     """Print one line per run, and the whole report of those that failed."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"Parity with PyTorch on {parity.images}", title_justify="left")
+    title = f"Parity with PyTorch on {parity.images}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("input", no_wrap=True)
-    for column in ("batch", "images", "matched", "unmatched", "box px", "score"):
+    for column in ("batch", "images", "matched", "lone", "box px", "score"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict")
+    table.add_column("verdict", no_wrap=True)
     for run, report in parity.runs:
         numbers = report.summary()
         table.add_row(

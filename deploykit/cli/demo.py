@@ -21,14 +21,25 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument(
-        "--out", type=Path, default=Path("demo-output"), help="folder to write (demo-output)"
+        "--out",
+        type=Path,
+        default=Path("demo-output"),
+        metavar="DIR",
+        help="folder to write (demo-output)",
     )
-    parser.add_argument("--annotations", type=Path, help="your own COCO json instead")
     parser.add_argument(
-        "--images", type=Path, help="folder of its images (default: where the json lies)"
+        "--annotations", type=Path, metavar="FILE", help="your own COCO json instead"
     )
-    parser.add_argument("--epochs", type=int, help="training epochs (default: the recipe's)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of its images (default: where the json lies)",
+    )
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="training epochs (default: the recipe's)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
 
 
 def run(args: argparse.Namespace) -> int:

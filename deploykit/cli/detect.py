@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.errors import MediaError
+from deploykit.errors import MediaError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,18 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a checkpoint (.pth) or an .onnx file")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="what to detect in")
     parser.add_argument(
-        "--out", type=Path, default=Path("detections"), metavar="DIR", help="default: %(default)s"
+        "--out",
+        type=Path,
+        default=Path("detections"),
+        metavar="DIR",
+        help="folder to write (detections)",
     )
     parser.add_argument(
         "--score", type=float, metavar="S", help="lowest score shown; default: the model's own"
     )
     parser.add_argument("--classes", metavar="A,B", help="only these classes (names or indices)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the network")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images run at once")
     parser.add_argument(
-        "--input-size",
-        type=_parse_size,
+        "--shape",
         metavar="HxW",
         help="network input, for models that take several sizes",
     )
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from deploykit.drawing import DrawStyle
+    from deploykit.input_size import parse_input_size
     from deploykit.runtimes.detection_run import DetectionRun
     from deploykit.runtimes.detector import Detector
     from deploykit.runtimes.file_inputs import expand_inputs, plan_outputs, refuse_overwriting
@@ -102,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             args.model,
             device=args.device,
             score_threshold=args.score,
-            input_size=args.input_size,
+            input_size=None if args.shape is None else parse_input_size(args.shape),
             num_threads=args.threads,
             batch_size=args.batch_size,
         ) as detector,
@@ -158,7 +161,9 @@ def _print_summary(console: Console, detection: DetectionRun, written: list[Path
         console.print(f"{total:.1f} ms per image ({split}), {1000 / total:.1f} FPS")
     folders = sorted({str(path.parent) for path in written})
     if folders:
-        console.print(f"wrote {len(written)} files to {', '.join(folders)}")
+        console.print(
+            f"wrote {len(written)} file{'s' * (len(written) > 1)} to {', '.join(folders)}"
+        )
 
 
 def _progress_display(console: Console) -> Progress:
@@ -202,13 +207,6 @@ def _total(inputs: Sequence[FileInput]) -> int | None:
     return total
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 640x640, got '{text}'")
-    return int(match[1]), int(match[2])
-
-
 def _parse_classes(text: str | None, class_names: Sequence[str]) -> list[int] | None:
     """Return the labels of a comma-separated list of class names or labels."""
     from deploykit.detection_formats import class_index
@@ -216,6 +214,8 @@ def _parse_classes(text: str | None, class_names: Sequence[str]) -> list[int] | 
     if text is None:
         return None
     words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UsageError(f"--classes names no class. Known: {', '.join(class_names)}")
     return [
         class_index(int(w) if w.isdecimal() and w not in class_names else w, class_names)
         for w in words

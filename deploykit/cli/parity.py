@@ -23,8 +23,12 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("reference", type=Path, help="the model that is taken to be right")
-    parser.add_argument("candidate", type=Path, help="the model that is judged")
+    parser.add_argument(
+        "reference", type=Path, metavar="REFERENCE", help="the model that is taken to be right"
+    )
+    parser.add_argument(
+        "candidate", type=Path, metavar="CANDIDATE", help="the model that is judged"
+    )
     parser.add_argument(
         "--images",
         nargs="+",
@@ -53,21 +57,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest box difference in pixels of the network input (0.05)",
     )
     parser.add_argument(
-        "--score-tolerance", type=float, default=1e-4, help="largest score difference (0.0001)"
+        "--score-tolerance",
+        type=float,
+        default=1e-4,
+        metavar="S",
+        help="largest score difference (0.0001)",
     )
     parser.add_argument(
         "--score-margin",
         type=float,
+        metavar="S",
         help="a detection this near to the threshold may be missing on the other side "
         "(default: the score tolerance)",
     )
     parser.add_argument(
-        "--threshold", type=float, default=0.05, help="score from which detections count (0.05)"
+        "--score",
+        type=float,
+        default=0.05,
+        metavar="S",
+        help="score from which detections count (0.05)",
     )
     parser.add_argument(
         "--allow-empty", action="store_true", help="pass when neither model found anything"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads of each model (default: all cores)"
     )
@@ -85,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         TimeRemainingColumn,
     )
 
+    from deploykit.atomic_file import check_writable
     from deploykit.image_selection import select_images
     from deploykit.input_size import parse_input_size
     from deploykit.parity import ParityTolerances, compare
@@ -95,10 +109,12 @@ def run(args: argparse.Namespace) -> int:
     tolerances = ParityTolerances(
         box=args.box_tolerance,
         score=args.score_tolerance,
-        count_threshold=args.threshold,
+        count_threshold=args.score,
         score_margin=args.score_margin,
         allow_empty=args.allow_empty,
     )
+    if args.json is not None:
+        check_writable(args.json)
     input_size = None if args.shape is None else parse_input_size(args.shape)
     images = select_images(args.images, args.limit)
     console = Console()
@@ -110,7 +126,9 @@ def run(args: argparse.Namespace) -> int:
             )
             for path in (args.reference, args.candidate)
         )
-        progress = stack.enter_context(Progress(*columns, console=console, transient=True))
+        progress = stack.enter_context(
+            Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        )
         task = progress.add_task("", total=len(images))
         report = compare(
             reference,
@@ -124,5 +142,5 @@ def run(args: argparse.Namespace) -> int:
     console.print(report.render())
     if args.json is not None:
         report.write_json(args.json)
-        console.print(f"report: {args.json}", highlight=False, soft_wrap=True)
+        console.print(f"report: {args.json}", highlight=False, markup=False, soft_wrap=True)
     return 0 if report.passed else 1

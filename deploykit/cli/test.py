@@ -39,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "config", metavar="CONFIG", nargs="?", help="a config file or the name of a recipe"
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help="a .pth checkpoint or .onnx file")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="images run at once (1)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the network")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the metrics as JSON as well"
@@ -58,12 +60,14 @@ def run(args: argparse.Namespace) -> int:
     import_optional("torch", "train", "Evaluation")
     from rich.console import Console
 
-    from deploykit.atomic_file import write_atomic
+    from deploykit.atomic_file import check_writable, write_atomic
     from deploykit.training.data.build import build_dataset
     from deploykit.training.engine import RunLog
     from deploykit.training.evaluation import build_metrics, evaluate_detector
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
+    if args.out is not None:
+        check_writable(args.out)
     config = _config(args)
     loader, evaluator = _test_sections(config)
     with RunLog(None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="import (and so execute) the modules that the config's custom_imports names",
     )
     running = parser.add_argument_group("running")
-    running.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    running.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     running.add_argument("--threads", type=int, metavar="N", help="CPU threads of PyTorch")
     running.add_argument(
         "--channels-last", action="store_true", help="memory layout of the network"
@@ -133,13 +134,26 @@ def _train(args: argparse.Namespace, config: Config) -> int:
     is_main = distributed.rank() == 0
     folder = options.work_dir / time.strftime("%Y%m%d_%H%M%S") if is_main else None
     console = Console(soft_wrap=True, highlight=False, markup=False) if is_main else None
-    with RunLog(folder, str(config.get("log_level", "INFO")), console) as log:
-        trainer = build_trainer(config, options, log)
-        metrics = trainer.train()
+    trainer = None
+    try:
+        with RunLog(folder, str(config.get("log_level", "INFO")), console) as log:
+            trainer = build_trainer(config, options, log)
+            metrics = trainer.train()
+    except BaseException:
+        if trainer is None and folder is not None:
+            _remove_run_folder(folder)  # a run that never began leaves nothing behind
+        raise
     if console is not None:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         console.print(f"trained: {options.work_dir / 'last.pth'}" + f" ({shown})" * bool(shown))
     return 0
+
+
+def _remove_run_folder(folder: Path) -> None:
+    """Remove the folder of a run, and its work directory if nothing else is in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
 
 
 def _profile(args: argparse.Namespace, config: Config) -> int:

@@ -6,7 +6,8 @@ import stat
 
 import pytest
 
-from deploykit.atomic_file import atomic_path, sha256_of_file, write_atomic
+from deploykit.atomic_file import atomic_path, check_writable, sha256_of_file, write_atomic
+from deploykit.errors import UsageError
 
 
 def test_content_appears_under_the_final_name_with_ordinary_permissions(tmp_path):
@@ -40,3 +41,13 @@ def test_sha256_equals_hashlib_on_a_file_larger_than_one_block(tmp_path):
     data = os.urandom((1 << 20) + 17)
     (tmp_path / "blob").write_bytes(data)
     assert sha256_of_file(tmp_path / "blob") == hashlib.sha256(data).hexdigest()
+
+
+def test_check_writable_leaves_nothing_and_names_what_cannot_be_written(tmp_path):
+    check_writable(tmp_path / "new" / "file.json")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a folder; name a file"):
+        check_writable(tmp_path)
+    with pytest.raises(UsageError, match="cannot be written: .*; choose another place"):
+        check_writable(tmp_path / "file" / "below.json")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -53,6 +54,8 @@ def test_wrong_usage_exits_with_2(arguments):
     ("error", "code", "line"),
     [
         (DeploykitError("the file is broken"), 2, "deploykit: error: the file is broken\n"),
+        (OSError(28, "No space left", "a.json"), 2, "deploykit: error: a.json: No space left\n"),
+        (OSError(5, "Input/output error"), 2, "deploykit: error: Input/output error\n"),
         (KeyboardInterrupt(), 130, "deploykit: interrupted\n"),
     ],
 )
@@ -65,6 +68,29 @@ def test_errors_become_one_line_and_an_exit_code(monkeypatch, capsys, error, cod
     monkeypatch.setattr(module, "run", run)
     assert main(["config", "some.py"]) == code
     assert capsys.readouterr().err == line
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = "import os, sys; from deploykit.cli import main; sys.exit(main(sys.argv[1:]))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-c", command, "config", "rtmdet_tiny"]
+    with os.fdopen(writer, "wb") as closed:
+        result = subprocess.run(words, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_rich_reports_the_same(monkeypatch):
+    module = import_module("deploykit.cli.config")
+
+    def run(args: object) -> int:
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904 - what rich does
+
+    monkeypatch.setattr(module, "run", run)
+    assert main(["config", "some.py"]) == 0
 
 
 def test_importing_the_package_and_showing_help_loads_no_heavy_module():

@@ -47,7 +47,7 @@ def test_writes_the_file_and_prints_steps_parity_and_shapes(model: Path, capsys:
 
 
 def test_a_failed_parity_exits_1_shows_where_and_writes_nothing(model: Path, capsys: Capture):
-    words = ["--shape", "96x160", "--tolerance-score", "0", "--tolerance-box", "0"]
+    words = ["--shape", "96x160", "--score-tolerance", "0", "--box-tolerance", "0"]
     assert cli.main(["convert", str(model), "--to", "onnx", *words]) == 1
     captured = capsys.readouterr()
     assert "FAIL" in captured.out and "score error above 0" in captured.out
@@ -80,7 +80,7 @@ def test_finding_nothing_exits_1_and_says_what_to_do(model: Path, capsys: Captur
         (["--nms-pre", "0"], "--nms-pre must be at least 1"),
         (["--max-per-img", "-3"], "--max-per-img must be at least 1"),
         (["--score-threshold", "1.5"], "--score-threshold must be within 0..1"),
-        (["--tolerance-box", "-1"], "tolerance box must be within"),
+        (["--box-tolerance", "-1"], "tolerance box must be within"),
         (["--config", "no_such_recipe"], "no_such_recipe"),
         (["--parity-images", "nowhere.png"], "nowhere.png"),
     ],

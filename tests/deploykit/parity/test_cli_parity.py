@@ -54,7 +54,7 @@ def test_disagreement_exits_with_1_and_the_json_says_why(opened, images, tmp_pat
 def test_options_reach_the_detectors_and_the_tolerances(opened, images, tmp_path):
     path = tmp_path / "parity.json"
     arguments = ["--shape", "64x96", "--threads", "1", "--device", "cpu", "--limit", "2"]
-    arguments += ["--threshold", "0.2", "--score-tolerance", "0.01", "--score-margin", "0.1"]
+    arguments += ["--score", "0.2", "--score-tolerance", "0.01", "--score-margin", "0.1"]
     pattern = str(images / "*.png")
     command = ["parity", "good.pth", "good.onnx", "--images", pattern, "--json", str(path)]
     assert main(command + arguments) == 0
