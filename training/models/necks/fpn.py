@@ -116,8 +116,9 @@ class FPN(nn.Module):
         ]
         if self.extra_source is None:
             while len(outputs) < self.num_outs:
-                # As a pooling this would tie exported graphs to even, or to odd, sizes.
-                outputs.append(outputs[-1][:, :, ::2, ::2])
+                # A pooling, or a slice of a channels-last tensor, would tie exported graphs to even
+                # or to odd sizes.
+                outputs.append(outputs[-1].contiguous()[:, :, ::2, ::2])
             return tuple(outputs)
         sources = {"on_input": used[-1], "on_lateral": laterals[-1], "on_output": outputs[-1]}
         source = sources[self.extra_source]
