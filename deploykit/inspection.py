@@ -8,11 +8,14 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.atomic_file import sha256_of_file
 from deploykit.errors import BackendError, ConfigError, SpecError, UsageError
+from deploykit.onnx_seal import is_damaged
 from deploykit.optional_imports import import_optional
 from deploykit.spec import METADATA_KEY, ModelSpec
 
@@ -45,7 +48,8 @@ class Inspection:
         kind: ``"checkpoint"`` or ``"onnx"``.
         size: In bytes.
         sha256: Hash of the content.
-        parameters: Number of floating-point weights, buffers and other constants included.
+        parameters: Number of floating-point weights, buffers and other constants included; ``None``
+            where the means to count them are not installed.
         spec: What the file says about itself, if it does.
         missing_spec: Why there is no spec, if there is none.
         inputs: Of a graph.
@@ -58,7 +62,7 @@ class Inspection:
     kind: str
     size: int
     sha256: str
-    parameters: int
+    parameters: int | None
     spec: ModelSpec | None = None
     missing_spec: str = ""
     inputs: tuple[TensorInfo, ...] = ()
@@ -145,26 +149,25 @@ def _dtypes(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def _inspect_onnx(file: Path) -> Inspection:
-    onnx = import_optional("onnx", "export", "Inspecting an .onnx file")
     if not file.is_file():
         what = "a directory" if file.is_dir() else "missing"
         raise BackendError(f"expected a model file, but this is {what}: {file}")
+    if find_spec("onnx") is None:
+        return _inspect_session(file)
+    onnx = import_module("onnx")
     try:
         model = onnx.load(str(file), load_external_data=False)
         if not model.graph.node:
             raise ValueError("it holds no graph")
+        if is_damaged(file):
+            raise ValueError("its checksum does not match")
     except Exception as error:  # protobuf raises several unrelated classes on damaged files
         raise BackendError(
             f"{file} is damaged, or not an ONNX model ({type(error).__name__}: {error}); "
             "make it again with: deploykit convert"
         ) from None
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    spec, missing = None, f"its metadata has no '{METADATA_KEY}' entry"
-    if METADATA_KEY in metadata:
-        try:
-            spec, missing = ModelSpec.from_json(metadata.pop(METADATA_KEY), str(file)), ""
-        except SpecError as error:
-            missing = str(error)
+    spec, missing = _pop_spec(metadata, file)
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
     return Inspection(
@@ -189,6 +192,60 @@ def _inspect_onnx(file: Path) -> Inspection:
             "metadata": metadata,
         },
     )
+
+
+def _inspect_session(file: Path) -> Inspection:
+    """Look into a graph with ONNX Runtime, which tells less, where ``onnx`` is not installed."""
+    ort = import_optional("onnxruntime", "all", "Inspecting an .onnx file")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # its errors come back as exceptions
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no narrower base class
+        raise BackendError(
+            f"{file} is damaged, or not an ONNX model: {' '.join(str(error).split())[:300]}"
+        ) from None
+    described = session.get_modelmeta()
+    metadata = dict(described.custom_metadata_map)
+    spec, missing = _pop_spec(metadata, file)
+    inputs, outputs = (
+        tuple(
+            TensorInfo(
+                node.name,
+                {"float": "float32"}.get(kind := node.type[len("tensor(") : -1], kind),
+                tuple("?" if size is None else size for size in node.shape),
+            )
+            for node in nodes
+        )
+        for nodes in (session.get_inputs(), session.get_outputs())
+    )
+    return Inspection(
+        path=str(file),
+        kind="onnx",
+        size=file.stat().st_size,
+        sha256=sha256_of_file(file),
+        parameters=None,
+        spec=spec,
+        missing_spec=missing,
+        inputs=inputs,
+        outputs=outputs,
+        facts={
+            "producer": described.producer_name,
+            "metadata": metadata,
+            "not shown": "operators and weights; pip install 'deploykit[export]' to see them",
+        },
+    )
+
+
+def _pop_spec(metadata: dict[str, str], file: Path) -> tuple[ModelSpec | None, str]:
+    """Take the spec out of an ONNX file's metadata, or say why there is none."""
+    if METADATA_KEY not in metadata:
+        return None, f"its metadata has no '{METADATA_KEY}' entry"
+    try:
+        return ModelSpec.from_json(metadata.pop(METADATA_KEY), str(file)), ""
+    except SpecError as error:
+        return None, str(error)
 
 
 def _tensor_info(onnx: Any, value: onnx.ValueInfoProto) -> TensorInfo:

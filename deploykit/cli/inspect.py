@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
             for kind, value in tensors
         }
         console.print(_rows("Graph", rows))
+    if found.operators:
         total = sum(found.operators.values())
         histogram = ", ".join(f"{count} {name}" for name, count in found.operators.items())
         console.print(_rows("Operators", {str(total): histogram}))
@@ -82,8 +83,9 @@ def _file_rows(found: Inspection) -> dict[str, Any]:
         "kind": found.kind,
         "size": f"{found.size / 2**20:.2f} MiB",
         "sha256": found.sha256,
-        "parameters": f"{found.parameters:,}",
     }
+    if found.parameters is not None:
+        rows["parameters"] = f"{found.parameters:,}"
     for name, value in found.facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {entry}" for key, entry in value.items())

@@ -47,7 +47,7 @@ def write_onnx(path: Path, metadata: dict[str, str]) -> Path:
         [helper.make_node("Neg", ["scaled"], ["negated"])],
         "branch",
         [],
-        [helper.make_tensor_value_info("negated", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("negated", TensorProto.FLOAT, ["batch", 64, "width", 3])],
     )
     nodes = [
         helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
@@ -58,14 +58,14 @@ def write_onnx(path: Path, metadata: dict[str, str]) -> Path:
         nodes,
         "graph",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 64, "width", 3])],
-        [helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["batch", None, 4])],
+        [helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["batch", None, "width", 3])],
         [
-            numpy_helper.from_array(np.ones((2, 3), np.float32), "weight"),
+            numpy_helper.from_array(np.ones((1, 1, 3), np.float32), "weight"),
             numpy_helper.from_array(np.array(True), "flag"),
         ],
     )
     opsets = [helper.make_opsetid("", 18)]
-    model = helper.make_model(graph, opset_imports=opsets, producer_name="somebody")
+    model = helper.make_model(graph, opset_imports=opsets, producer_name="somebody", ir_version=10)
     helper.set_model_props(model, metadata)
     onnx.save(model, path)
     return path
@@ -93,14 +93,29 @@ def test_an_onnx_file_is_described(tmp_path: Path, capsys: Capture):
         "input pipeline, batch 2 9 matched, 0 unmatched in 6 images",
         "input 64x96, batch 1 5 matched",
         "input images uint8 [batch, 64, width, 3]",
-        "output boxes float32 [batch, ?, 4]",
+        "output boxes float32 [batch, ?, width, 3]",
         "5 2 Neg, 1 Cast, 1 Mul, 1 If",
-        "parameters 6",
+        "parameters 3",
         "note hello",
         "somebody",
     ):
         assert part in text, part
     assert hashlib.sha256(path.read_bytes()).hexdigest() in text.replace(" ", "")
+
+
+def test_without_onnx_the_runtime_tells_what_it_knows(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    path = write_onnx(tmp_path / "model.onnx", {"deploykit": SPEC.to_json()})
+    monkeypatch.setattr("deploykit.inspection.find_spec", lambda name: None)
+    found = inspect_model(path)
+    assert found.spec == SPEC and found.parameters is None and not found.operators
+    assert found.inputs[0].shape == ("batch", 64, "width", 3)
+    assert (found.inputs[0].dtype, found.outputs[0].dtype) == ("uint8", "float32")
+    assert "deploykit[export]" in shown(capsys, path)
+    path.write_bytes(b"garbage")
+    assert cli.main(["inspect", str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_file_of_somebody_else_is_shown_without_a_spec(tmp_path: Path, capsys: Capture):
@@ -121,7 +136,7 @@ def test_json_holds_everything(tmp_path: Path, capsys: Capture):
     path = write_onnx(tmp_path / "model.onnx", {"deploykit": SPEC.to_json()})
     assert cli.main(["inspect", str(path), "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert found["kind"] == "onnx" and found["parameters"] == 6
+    assert found["kind"] == "onnx" and found["parameters"] == 3
     assert ModelSpec.from_json(json.dumps(found["spec"])) == SPEC
     assert found["operators"] == {"Neg": 2, "Cast": 1, "Mul": 1, "If": 1}
     assert found["inputs"] == [
