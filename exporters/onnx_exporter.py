@@ -23,6 +23,7 @@ from deploykit.exporters.lowerings import lowering as find_lowering
 from deploykit.exporters.onnx_checks import check_model
 from deploykit.exporters.parity_images import choose_images
 from deploykit.exporters.shape_request import ShapeRequest
+from deploykit.onnx_seal import BLANK_SEAL, SEAL_KEY, seal
 from deploykit.parity import ParityTolerances
 from deploykit.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 from deploykit.runtimes.pytorch_backend import PyTorchBackend
@@ -175,10 +176,11 @@ def _to_proto(graph: ir.Model, spec: ModelSpec) -> onnx.ModelProto:
 def _set_spec(model: onnx.ModelProto, spec: ModelSpec) -> None:
     del model.metadata_props[:]
     model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
+    model.metadata_props.add(key=SEAL_KEY, value=BLANK_SEAL)
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    path.write_bytes(seal(model.SerializeToString(deterministic=True)))
 
 
 def _backends(

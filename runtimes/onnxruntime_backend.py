@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploykit.errors import BackendError, SpecError, UsageError
+from deploykit.onnx_seal import is_damaged
 from deploykit.optional_imports import import_optional
 from deploykit.runtimes.backend import one_line
 from deploykit.spec import METADATA_KEY, ModelSpec
@@ -51,6 +52,11 @@ class OnnxRuntimeBackend:
     ) -> None:
         ort = import_optional("onnxruntime", "all", "Running an .onnx file")
         self.path = Path(path)
+        if self.path.is_file() and is_damaged(self.path):
+            raise BackendError(
+                f"{self.path} is damaged or was edited: its checksum does not match; copy it again "
+                f"or make it again with: deploykit convert"
+            )
         options = _session_options(ort, num_threads, graph_optimization)
         kinds, index = _parse_device(device, ort.get_available_providers())
         session, kind = self._open_first(ort, options, kinds, index)

@@ -18,7 +18,14 @@ import onnxruntime
 import pytest
 import torch
 
-from deploykit.errors import CheckpointError, ExportError, MediaError, ParityError, UsageError
+from deploykit.errors import (
+    BackendError,
+    CheckpointError,
+    ExportError,
+    MediaError,
+    ParityError,
+    UsageError,
+)
 from deploykit.exporters.graph_capture import capture
 from deploykit.exporters.lowerings import LOWERINGS
 from deploykit.exporters.onnx_exporter import (
@@ -29,6 +36,7 @@ from deploykit.exporters.onnx_exporter import (
 )
 from deploykit.exporters.parity_images import draw_scene
 from deploykit.exporters.shape_request import ShapeRequest
+from deploykit.inspection import inspect_model
 from deploykit.parity import ParityTolerances
 from deploykit.runtimes.detector import Detector
 from deploykit.spec import ModelSpec
@@ -59,6 +67,17 @@ def stored_spec(path: Path) -> ModelSpec:
 
 def scenes(height: int, width: int, count: int) -> np.ndarray:
     return np.stack([draw_scene(20 + seed, (height, width)) for seed in range(count)])
+
+
+def test_flipped_bits_in_the_weights_are_noticed(static: ExportedModel, tmp_path: Path) -> None:
+    content = bytearray(static.path.read_bytes())
+    content[len(content) // 3] ^= 1
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(content)
+    with pytest.raises(BackendError, match="its checksum does not match"):
+        Detector(damaged)
+    with pytest.raises(BackendError, match="its checksum does not match"):
+        inspect_model(damaged)
 
 
 @pytest.fixture(scope="module")
