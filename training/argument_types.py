@@ -34,7 +34,7 @@ def misfit(entry: Callable[..., Any], arguments: Mapping[str, Any]) -> str | Non
 
 
 def _hints(entry: Callable[..., Any]) -> dict[str, Any]:
-    function = entry.__init__ if inspect.isclass(entry) else entry  # type: ignore[misc]
+    function = entry.__init__ if inspect.isclass(entry) else entry
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError):  # a name imported for type checking only, or no annotations
