@@ -23,7 +23,6 @@ from deploykit.errors import DeploykitError
 from deploykit.image_io import read_image
 
 RECIPE = "rtmdet_demo"
-STATIC_SHAPE = "704x704"  # what the recipe fits images into
 TILE = 320  # side of the held-out tiles that parity is measured on, in pixels
 MIN_TILES = 50
 
@@ -58,6 +57,7 @@ class Demo:
         images: Folder of the images of ``annotations``.
         epochs: Training epochs, or ``None`` for the recipe's.
         device: Device to train on.
+        recipe: Name or path of the config to begin with; its ``scale`` is the static input size.
     """
 
     out: Path
@@ -65,6 +65,8 @@ class Demo:
     images: Path | None = None
     epochs: int | None = None
     device: str = "auto"
+    recipe: str = RECIPE
+    static_shape: str = ""
     console: Console = field(default_factory=Console)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -90,7 +92,7 @@ class Demo:
         held_out = data.root / data.image_folders["val"]
         self._command(
             "export",
-            *("convert", checkpoint, "--to", "onnx", "--out", onnx, "--shape", STATIC_SHAPE),
+            *("convert", checkpoint, "--to", "onnx", "--out", onnx, "--shape", self.static_shape),
             *("--parity-images", held_out),
         )
         self._command(
@@ -109,7 +111,14 @@ class Demo:
         self._command(
             "benchmark",
             *("benchmark", checkpoint, onnx, dynamic, "--images", held_out),
-            *("--shape", STATIC_SHAPE, "--json", benchmark, "--plot", self.out / "benchmark.png"),
+            *(
+                "--shape",
+                self.static_shape,
+                "--json",
+                benchmark,
+                "--plot",
+                self.out / "benchmark.png",
+            ),
         )
         return self._report(data, metrics, verdicts)
 
@@ -171,7 +180,9 @@ class Demo:
                 }
         for evaluator in ("val_evaluator", "test_evaluator"):
             options[f"{evaluator}.ann_file"] = f"{root}annotations/val.json"
-        config = load_config(find_config(RECIPE), options)
+        config = load_config(find_config(self.recipe), options)
+        width, height = config["scale"]
+        self.static_shape = f"{height}x{width}"
         path = self.out / "config.py"
         write_atomic(path, config.dumps())
         return path
@@ -184,7 +195,7 @@ class Demo:
         # Padding differs with the input's shape and shines into the image, so both models of a
         # comparison get the same.
         for name, model, batch, shape in (
-            ("static, batch 1", onnx, 1, ("--shape", STATIC_SHAPE)),
+            ("static, batch 1", onnx, 1, ("--shape", self.static_shape)),
             ("dynamic, batch 1", dynamic, 1, ()),
             ("dynamic, batch 4", dynamic, 4, ()),
         ):

@@ -86,7 +86,8 @@ class Agreement:
         mask_ious: Mask IoU of every matched pair; empty without masks.
         masks_missing: Whether one model gives masks that the other does not, or of another size.
         unmatched: Detections beyond the margin that the other model does not have.
-        boundary: Detections within the margin of the count threshold that only one model counts.
+        boundary: Detections that only one model counts, within the margin of the count threshold
+            or of the lowest score for which the other model had a row left.
         crossings: Matched pairs of which one member counts and the other does not, although they
             are not both within the margin.
         label_flips: Boxes that both have with different classes.
@@ -186,7 +187,10 @@ def compare_outputs(
     if reference.masks is not None and masks_comparable(reference, candidate):
         assert candidate.masks is not None  # noqa: S101  (masks_comparable says so)
         ious = mask_ious(reference.masks, candidate.masks, numbers)
-    unmatched, boundary, crossings = _threshold_cases(rows, matching, to_network[0], tolerances)
+    cutoffs = (_cutoff(reference), _cutoff(candidate))
+    unmatched, boundary, crossings = _threshold_cases(
+        rows, matching, cutoffs, to_network[0], tolerances
+    )
     return Agreement(
         counts=(_count(rows[0], tolerances), _count(rows[1], tolerances)),
         box_errors=difference.max(axis=1, initial=0.0),
@@ -216,6 +220,7 @@ def compare_outputs(
 def _threshold_cases(
     rows: Sequence[DetectionRows],
     matching: Matching,
+    cutoffs: tuple[float, float],
     to_network: Floats,
     tolerances: ParityTolerances,
 ) -> tuple[tuple[LoneDetection, ...], tuple[LoneDetection, ...], int]:
@@ -230,8 +235,10 @@ def _threshold_cases(
         lone[is_boundary].append(LoneDetection(sides[side], box, score, label))
 
     for side, alone in enumerate((matching.reference_only, matching.candidate_only)):
+        # What a full set of rows had no room for is no better known than what the threshold drops.
+        limit = max(threshold, cutoffs[1 - side])
         for row in alone:
-            record(side, row, bool(rows[side].scores[row] < threshold + margin))
+            record(side, row, bool(rows[side].scores[row] < limit + margin))
     crossings = 0
     for pair in matching.pairs:
         scores = [float(rows[side].scores[pair[side]]) for side in (0, 1)]
@@ -243,6 +250,11 @@ def _threshold_cases(
         else:
             crossings += 1
     return tuple(lone[0]), tuple(lone[1]), crossings
+
+
+def _cutoff(outputs: RawOutputs) -> float:
+    """Return the lowest score of a set of rows that is full, and 0 of one that has room."""
+    return float(outputs.scores[-1]) if outputs.num_dets >= len(outputs.scores) > 0 else 0.0
 
 
 def _finite_rows(outputs: RawOutputs) -> npt.NDArray[np.intp]:

@@ -24,7 +24,7 @@ class RawOutputs:
         scores: float32 [K].
         labels: int [K].
         num_dets: How many of the rows are detections.
-        masks: float32 [K, h, w] in the frame of each box, or ``None``.
+        masks: float32 [K, h, w], logits in the frame of each box, or ``None``.
     """
 
     boxes: npt.NDArray[Any]
@@ -184,16 +184,16 @@ def masks_comparable(reference: RawOutputs, candidate: RawOutputs) -> bool:
 def mask_ious(
     reference: npt.NDArray[Any], candidate: npt.NDArray[Any], pairs: Sequence[tuple[int, int]]
 ) -> list[float]:
-    """Return the IoU of the masks of matched rows, binarised at 0.5; 1 when both are empty.
+    """Return the IoU of the masks of matched rows, binarised at probability 0.5; 1 for empty ones.
 
     Args:
-        reference: float [K, h, w].
-        candidate: float [K, h, w].
+        reference: float [K, h, w], logits.
+        candidate: float [K, h, w], logits.
         pairs: Row indices (reference, candidate).
     """
     ious = []
     for row, column in pairs:
-        first, second = reference[row] >= 0.5, candidate[column] >= 0.5
+        first, second = reference[row] > 0, candidate[column] > 0
         union = int((first | second).sum())
         ious.append(int((first & second).sum()) / union if union else 1.0)
     return ious

@@ -126,7 +126,13 @@ class ParityReport:
     def reasons(self) -> tuple[str, ...]:
         """Why the comparison fails, in words; empty when it passes."""
         reasons = []
-        counted = sum(sum(image.agreement.counts) for image in self.images)
+        agreements = [image.agreement for image in self.images]
+        counted = sum(sum(agreement.counts) for agreement in agreements)
+        compared = sum(
+            len(one.score_errors) + len(one.unmatched) + len(one.label_flips) for one in agreements
+        )
+        if counted and not compared:
+            reasons.append("nothing compared: every detection is a boundary case")
         if not counted and not self.tolerances.allow_empty:
             reasons.append(
                 f"nothing compared: neither model has a detection with a score of "

@@ -22,8 +22,8 @@ class ParityTolerances:
         score_margin: A detection whose score lies within this distance of ``count_threshold`` may
             be missing on the other side: it is listed as a boundary case and does not fail. The
             score tolerance by default.
-        mask_iou: Smallest IoU of the masks of two matched detections, each binarised at 0.5 in the
-            frame of its box.
+        mask_iou: Smallest IoU of the masks of two matched detections, each binarised at probability
+            0.5 in the frame of its box.
         match_iou: Smallest IoU at which two boxes that differ by more than the tolerance are
             still taken for the same object, so that the report can say by how much they differ.
         allow_empty: Whether a comparison in which neither model found anything may pass.

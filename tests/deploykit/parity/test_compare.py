@@ -108,6 +108,25 @@ def test_beyond_the_margin_a_missing_detection_fails(compare_rows):
     assert compare_rows([CAT, at(0.0502, 1)], [CAT], ParityTolerances(score_margin=3e-4)).passed
 
 
+def test_which_of_equal_scores_gets_the_last_row_is_a_boundary_case(compare_rows):
+    boxes = [(10.0 * i, 0, 10.0 * i + 8, 8) for i in range(9)]  # one more than there are rows
+    full = [(*box, 0.9 if i < 7 else 0.4, 0) for i, box in enumerate(boxes)]
+    report = compare_rows(full[:8], [*full[:7], full[8]])
+    assert report.passed
+    assert len(report.boundary) == 2
+    # Not so where the other side had a row left, or where the score was clearly better.
+    assert not compare_rows(full[:7], [*full[:6], full[8]]).passed
+    better = (*boxes[8], 0.41, 0)
+    assert not compare_rows(full[:8], [*full[:7], better]).passed
+
+
+def test_boundary_cases_alone_are_no_comparison(compare_rows):
+    boxes = [(10.0 * i, 0, 10.0 * i + 8, 8) for i in range(16)]
+    rows = [(*box, 0.4, 0) for box in boxes]
+    report = compare_rows(rows[:8], rows[8:])
+    assert reasons(report) == "nothing compared: every detection is a boundary case"
+
+
 def test_a_pair_that_crosses_the_threshold_beyond_the_margin_fails(compare_rows):
     wide = ParityTolerances(score=0.1, score_margin=1e-3)
     report = compare_rows([CAT, at(0.06, 1)], [CAT, at(0.04, 1)], wide)

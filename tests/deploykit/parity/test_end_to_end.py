@@ -51,8 +51,8 @@ def test_a_checkpoint_agrees_with_itself_to_the_last_bit(small_checkpoint, photo
 
 def test_a_nudged_weight_is_found(small_checkpoint, photos, tmp_path, capsys):
     checkpoint = read_checkpoint(small_checkpoint)
-    bias = checkpoint["state_dict"]["bbox_head.rtm_cls.0.bias"]
-    checkpoint["state_dict"]["bbox_head.rtm_cls.0.bias"] = bias + 0.01
+    for level in range(3):
+        checkpoint["state_dict"][f"bbox_head.rtm_cls.{level}.bias"] += 0.01
     faulty = tmp_path / "faulty.pth"
     write_checkpoint(faulty, checkpoint)
     out = tmp_path / "parity.json"

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+from rich.console import Console
+
+from deploykit.cli import main
+from deploykit.demo.run import MIN_TILES, TILE, Demo, cut_tiles
+from deploykit.training.data.drawn_dataset import write_drawn_dataset
+from deploykit.training.recipes import find_config
+
+SMALL = """
+_base_ = {base!r}
+scale = (128, 128)
+model = dict(
+    backbone=dict(widen_factor=0.0625),
+    neck=dict(in_channels=[16, 32, 64], out_channels=16),
+    bbox_head=dict(in_channels=16, feat_channels=16),
+    test_cfg=dict(max_per_img=20),
+)
+train_pipeline = {{{{_base_.train_pipeline}}}}
+train_pipeline[2]["scale"] = scale
+train_pipeline[3]["crop_size"] = (64, 96)
+train_pipeline[6]["size"] = (96, 96)
+test_pipeline = {{{{_base_.test_pipeline}}}}
+test_pipeline[1]["scale"] = scale
+train_dataloader = dict(
+    num_workers=0,
+    batch_size=2,
+    persistent_workers=False,
+    dataset=dict(times=1, dataset=dict(pipeline=train_pipeline)),
+)
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+"""
+
+
+def test_tiles_cover_the_images_and_are_at_least_fifty(tmp_path):
+    from deploykit.exporters.parity_images import draw_scene
+
+    for index, size in enumerate([(700, 400), (200, 900), (100, 100)]):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), draw_scene(index, size))
+    tiles = sorted(cut_tiles(tmp_path, tmp_path / "tiles").glob("*.png"))
+    assert len(tiles) >= MIN_TILES
+    for tile in tiles:
+        height, width = cv2.imread(str(tile)).shape[:2]
+        assert height <= TILE and width <= TILE
+    corner = cv2.imread(str(tmp_path / "0.png"))[-1, -1]
+    last = [tile for tile in tiles if tile.name.startswith("0-")][-1]
+    assert (cv2.imread(str(last))[-1, -1] == corner).all()
+
+
+@pytest.mark.slow
+def test_the_demo_runs_on_the_users_own_data(tmp_path):
+    write_drawn_dataset(tmp_path / "mine", ("circle", "square"))
+    annotations = next((tmp_path / "mine").rglob("*train*.json"))
+    content = json.loads(annotations.read_text())
+    images = next((tmp_path / "mine").rglob(content["images"][0]["file_name"])).parent
+    recipe = tmp_path / "small.py"
+    recipe.write_text(SMALL.format(base=str(find_config("rtmdet_demo"))))
+    out = tmp_path / "out"
+    console = Console(file=(tmp_path / "log.txt").open("w"), width=200)
+    demo = Demo(out, annotations, images, epochs=1, recipe=str(recipe), console=console)
+    demo.run()
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["parity"]) == {"static, batch 1", "dynamic, batch 1", "dynamic, batch 4"}
+    assert all(report["parity"].values())
+    for name in ("config.py", "model.onnx", "model-dynamic.onnx", "benchmark.png"):
+        assert (out / name).stat().st_size > 0
+    assert len(list((out / "tiles").glob("*.png"))) >= MIN_TILES
+    log = (tmp_path / "log.txt").read_text()
+    assert "$ deploykit train" in log and "$ deploykit parity" in log
+    assert Path(out / "training" / "best.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "photos"], "--images needs --annotations"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--annotations", "no-such.json"], "cannot read"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
+    assert main(["demo", "--out", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
