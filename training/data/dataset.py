@@ -91,6 +91,11 @@ class DetectionDataset(ABC):
     def reports(self) -> list[AnnotationReport]:
         """Return the report of every annotation file underneath."""
 
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether a sample depends on those that were fetched before it in the same epoch."""
+        return True
+
     @abstractmethod
     def full_init(self) -> None:
         """Load the annotations if that has not happened yet."""
@@ -173,6 +178,11 @@ class PipelineDataset(DetectionDataset):
     def set_pipeline(self, transforms: Sequence[Any]) -> None:
         """Replace the pipeline by another (config dicts or transforms)."""
         self.pipeline = Pipeline(transforms)
+
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether a sample depends on those that were fetched before it in the same epoch."""
+        return self.pipeline.stateful
 
     def begin_epoch(self, rng: np.random.Generator) -> list[tuple[str, str]]:
         """Forget what transforms have cached and fill their caches anew."""

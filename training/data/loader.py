@@ -129,6 +129,7 @@ class _Requests:
         self.batch_sampler = batch_sampler
         self.run = -1
         self.epoch = 0
+        self.skipped = 0
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -136,8 +137,10 @@ class _Requests:
     def __iter__(self) -> Iterator[_Request]:
         self.run += 1
         position = 0
-        for indices in self.batch_sampler:
-            yield _Request(self.run, self.epoch, position, tuple(indices))
+        skipped, self.skipped = self.skipped, 0
+        for number, indices in enumerate(self.batch_sampler):
+            if number >= skipped:
+                yield _Request(self.run, self.epoch, position, tuple(indices))
             position += len(indices)
 
 
@@ -200,6 +203,16 @@ class DetectionLoader:
         set_epoch = getattr(self.batch_sampler.sampler, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
+
+    def skip(self, batches: int) -> None:
+        """Leave out the first batches of the next iteration, without making them.
+
+        The others are the same as without this if ``dataset.keeps_caches`` is false.
+
+        Args:
+            batches: How many.
+        """
+        self._requests.skipped = batches
 
     def switch_pipeline(self, transforms: Sequence[Any]) -> None:
         """Use another pipeline from the next iteration on; workers are started anew.

@@ -47,6 +47,11 @@ class WrapperDataset(DetectionDataset):
         """One RGB colour per class, or empty."""
         return self.datasets[0].palette
 
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether a sample depends on those that were fetched before it in the same epoch."""
+        return any(dataset.keeps_caches for dataset in self.datasets)
+
     def locate(self, index: int) -> tuple[DetectionDataset, int]:
         """Return the data set and the index within it that ``index`` stands for."""
         raise NotImplementedError

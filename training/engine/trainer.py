@@ -13,7 +13,8 @@ A run that is killed at any moment and resumed from its last checkpoint reaches 
 bit by bit, as one that was not: a checkpoint holds the weights, their average, the optimizer with
 gradients not yet used, the schedulers, the state of the hooks and of the random generators, and the
 data of an epoch depends on seed and epoch alone. Batches of the epoch that were seen before the
-checkpoint are drawn again and dropped, so that caches of mosaic and mixup are filled alike.
+checkpoint are passed over; where mosaic and mixup keep caches they are drawn again and dropped, so
+that the caches are filled alike.
 """
 
 from __future__ import annotations
@@ -175,10 +176,12 @@ class Trainer:
 
     def _batches(self, seen: int) -> Iterator[tuple[int, Batch]]:
         """Yield (index, batch) of the current epoch from number ``seen`` on, and time them."""
-        if seen:
-            self.logger.info("drawing %d batches that were seen before the checkpoint again", seen)
+        replayed = seen if self.train_dataloader.dataset.keeps_caches else 0
+        self.train_dataloader.skip(seen - replayed)
+        if replayed:
+            self.logger.info("drawing %d batches again that were seen before", replayed)
         self.clock.start()
-        for index, batch in enumerate(self.train_dataloader):
+        for index, batch in enumerate(self.train_dataloader, seen - replayed):
             if index >= seen:
                 self.clock.lap("data")
                 yield index, batch

@@ -152,6 +152,18 @@ def test_an_epoch_that_was_broken_off_leaves_no_trace(coco_folder):
         assert epochs_of(loader, (1,)) == expected[:1]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_batches_do_not_change_the_others(coco_folder, workers):
+    loader = loader_of(coco_folder(), *PLAIN, workers=workers)
+    assert not loader.dataset.keeps_caches
+    whole, again = epochs_of(loader, [1, 2])
+    loader.set_epoch(1)
+    loader.skip(2)
+    assert [digest(batch) for batch in loader] == whole[2:]
+    assert epochs_of(loader, [2]) == [again]
+    loader.close()
+
+
 def test_the_first_samples_of_an_epoch_are_mixed_already(coco_folder):
     folder = coco_folder(images=20)
     mosaic = {"type": "CachedMosaic", "img_scale": (32, 32)}
