@@ -18,6 +18,7 @@ import numpy.typing as npt
 from deploykit import detection_formats
 from deploykit.detection_formats import class_index
 from deploykit.errors import UsageError
+from deploykit.mask_paste import paste_masks
 
 if TYPE_CHECKING:
     from deploykit.drawing import DrawStyle
@@ -169,6 +170,7 @@ class Detections:
         scores: npt.NDArray[Any],
         labels: npt.NDArray[Any],
         num_dets: int,
+        masks: npt.NDArray[Any] | None = None,
         *,
         scale_factor: tuple[float, float],
         image_size: tuple[int, int],
@@ -186,6 +188,7 @@ class Detections:
             scores: float [K], descending.
             labels: int [K].
             num_dets: How many of the K rows are detections; the others are padding.
+            masks: float [K, h, w], mask logits in the frame of each box, or ``None``.
             scale_factor: (width, height) factors from the original image to the network input.
             image_size: (height, width) of the original image in pixels.
             class_names: Name of every class the model knows.
@@ -213,10 +216,12 @@ class Detections:
         kept = np.flatnonzero(np.asarray(scores[:count], np.float32) >= score_threshold)
         width_factor, height_factor = scale_factor
         back = np.array([1 / width_factor, 1 / height_factor] * 2, np.float32)
+        kept_boxes = np.asarray(boxes, np.float32)[kept] * back
         return cls(
-            np.asarray(boxes, np.float32)[kept] * back,
+            kept_boxes,
             scores[kept],
             labels[kept],
+            masks=None if masks is None else paste_masks(masks[kept], kept_boxes, image_size),
             class_names=tuple(class_names),
             image_size=image_size,
             palette=tuple(palette),

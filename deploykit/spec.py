@@ -105,7 +105,8 @@ class OutputSpec:
     Args:
         names: Output names in order: ``boxes`` f32 [B,K,4] (xyxy, pixels of the network input),
             ``scores`` f32 [B,K], ``labels`` int32 [B,K] (-1 in empty rows), ``num_dets`` int32 [B]
-            and, for instance segmentation, ``masks`` f32 [B,K,h,w].
+            and, for instance segmentation, ``masks`` f32 [B,K,h,w] (logits in the frame of each
+            box).
         max_per_img: K, the number of rows per image.
     """
 

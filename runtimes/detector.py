@@ -205,6 +205,7 @@ class Detector:
                     f"{self!r} computed boxes or scores that are not finite; its weights or its "
                     f"precision ({self.spec.precision}) are at fault"
                 )
+            masks = outputs.get("masks")
             width_factor, height_factor = prepared.scale_factors[row].tolist()
             results.append(
                 Detections.from_model_outputs(
@@ -212,6 +213,7 @@ class Detector:
                     scores,
                     outputs["labels"][row],
                     count,
+                    None if masks is None else masks[row],
                     scale_factor=(width_factor, height_factor),
                     image_size=image_size,
                     class_names=self.spec.classes,

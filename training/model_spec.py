@@ -81,7 +81,7 @@ def spec_from_config(config: Config, classes: Sequence[str], palette: Palette = 
         classes=tuple(str(name) for name in classes),
         palette=_palette(palette, len(classes)),
         input=input_spec_from_config(config),
-        output=OutputSpec(max_per_img=max_per_img(config)),
+        output=OutputSpec(_output_names(config), max_per_img(config)),
         score_threshold=max(DEFAULT_SCORE_THRESHOLD, score_threshold(config)),
         config_sha256=hashlib.sha256(config.dumps().encode()).hexdigest(),
         versions={"deploykit": __version__, "torch": str(torch.__version__)},
@@ -133,6 +133,13 @@ def _is_proposal_network(config: Mapping[str, Any]) -> bool:
     """Return whether a model finds objects without telling their classes."""
     model = model_config(config)
     return model.get("rpn_head") is not None and model.get("roi_head") is None
+
+
+def _output_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the outputs of a model; one with a mask head gives masks too."""
+    roi_head = model_config(config).get("roi_head") or {}
+    masks = ("masks",) if roi_head.get("mask_head") else ()
+    return OutputSpec().names + masks
 
 
 def num_classes(config: Mapping[str, Any]) -> int | None:

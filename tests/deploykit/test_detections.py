@@ -305,6 +305,26 @@ def test_model_outputs_are_mapped_back() -> None:
     assert found.boxes.tolist() == [[20, 80, 60, 160], [-10, 0, 1400, 36]]
 
 
+def test_masks_are_pasted_into_the_original_image() -> None:
+    logits = np.full((3, 4, 4), 9.0, np.float32)
+    logits[1, :, :2] = -9  # the right half of the second box
+    found = Detections.from_model_outputs(
+        boxes=np.array([[0, 0, 1, 1], [4, 2, 12, 6], [0, 0, 0, 0]], np.float32),
+        scores=np.array([0.2, 0.9, 0], np.float32),
+        labels=np.array([0, 1, -1], np.int32),
+        num_dets=2,
+        masks=logits,
+        scale_factor=(0.5, 0.25),
+        image_size=(40, 50),
+        score_threshold=0.5,
+    )
+    expected = np.zeros((40, 50), bool)
+    expected[8:24, 16:24] = True
+    expected[[8, 8, 23, 23], [16, 23, 16, 23]] = False  # there is nothing around a mask
+    assert found.masks is not None
+    np.testing.assert_array_equal(found.masks, expected[None])
+
+
 @given(
     hnp.arrays(np.float32, (5, 4), elements=st.floats(-1e4, 1e4, width=32)),
     st.floats(0.01, 10),

@@ -57,6 +57,18 @@ def shrink(model: dict[str, Any], samples: int = 64) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def shrunk_recipe(recipe) -> Callable[[str], Any]:
+    """Returns the config of a recipe with a small model, by the name of the recipe."""
+
+    def load(name: str) -> Any:
+        config = recipe(f"{name}_r50_fpn_1x_coco")
+        shrink(config["model"])
+        return config
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def small_two_stage(recipe, reference_class) -> Callable[..., BaseDetector]:
     """Returns a small detector by the name of its recipe, with deterministic weights."""
 
