@@ -22,7 +22,7 @@ def read_coco(path: Path) -> dict[str, Any]:
         DatasetError: It is missing, not JSON, or lacks images, annotations or categories.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
