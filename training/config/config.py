@@ -10,11 +10,11 @@ from typing import Any
 from deploykit.errors import ConfigError
 from deploykit.training.config.dump import dump, top_level_problem
 from deploykit.training.config.limits import STEPS_PER_RESULT, Budget, EvaluationError, check_depth
-from deploykit.training.config.merge import DELETE_KEY
 from deploykit.training.config.options import apply_options
 from deploykit.training.config.reader import Reader
 from deploykit.training.config.source import Source, read_source
 from deploykit.training.config.tracked import (
+    DELETE_KEY,
     Origin,
     Produced,
     TrackedDict,

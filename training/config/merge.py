@@ -10,6 +10,7 @@ from typing import Any
 
 from deploykit.training.config.limits import EvaluationError
 from deploykit.training.config.tracked import (
+    DELETE_KEY,
     BaseDict,
     Origin,
     TrackedDict,
@@ -17,8 +18,6 @@ from deploykit.training.config.tracked import (
     TrackedTuple,
     type_name,
 )
-
-DELETE_KEY = "_delete_"
 
 
 class MergeError(EvaluationError):

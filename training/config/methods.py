@@ -8,8 +8,9 @@ from typing import Any
 from deploykit.training.config.formatting import format_string
 from deploykit.training.config.functions import LIBRARY, Call, Function, ordered, slots, values_of
 from deploykit.training.config.limits import EvaluationError
-from deploykit.training.config.merge import DELETE_KEY, merge_from_update, merged
+from deploykit.training.config.merge import merge_from_update, merged
 from deploykit.training.config.tracked import (
+    DELETE_KEY,
     BaseDict,
     Produced,
     TrackedDict,

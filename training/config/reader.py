@@ -94,9 +94,13 @@ class Reader:
         return Names(self._inherit(names.values, base), names.imports)
 
     def _inherit(self, values: TrackedDict, base: BaseDict) -> TrackedDict:
+        for key, value in values.items():
+            try:
+                self._budget.charge(value)
+            except EvaluationError as error:
+                raise ConfigError(f"the value of '{key}': {error}", *values.marks[key]) from None
         if not base:
             return values
-        self._budget.charge(values)
         try:
             return merged(values, base)
         except MergeError as error:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from deploykit.training.config.limits import Budget, EvaluationError, check_depth
 
+DELETE_KEY = "_delete_"
+
 
 class Origin(NamedTuple):
     """Where a value was set: a file and a 1-based line and column.
@@ -142,7 +144,9 @@ def copied(
     if isinstance(value, TrackedDict):
         result = BaseDict() if base else type(value)()
         for key, item in value.items():
-            TrackedDict.put(result, key, inner(item), value.marks[key])
+            # The directive has done its work in the config that is now a base.
+            if not (base and key == DELETE_KEY):
+                TrackedDict.put(result, key, inner(item), value.marks[key])
     elif isinstance(value, TrackedList):
         result = TrackedList([inner(item) for item in value], value.marks)
     else:

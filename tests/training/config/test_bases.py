@@ -67,6 +67,18 @@ new = dict(_delete_=True, a=1, b=dict(_delete_=True), c=[dict(_delete_=True, d=2
     assert config["new"] == {"a": 1, "b": {}, "c": [{"d": 2}]}
 
 
+def test_delete_has_no_effect_beyond_its_file(write):
+    child = write(
+        base=BASE,
+        middle="_base_ = 'base.py'\nnew = dict(_delete_=True, a=1)",
+        child="_base_ = 'middle.py'\nmodel = _base_.new\nkeys = list(_base_.new)\nnew = dict(b=2)",
+    )
+    config = load_config(child)
+    assert config["keys"] == ["a"]
+    assert set(config["model"]) == {"type", "backbone", "neck", "a"}
+    assert config["new"] == {"a": 1, "b": 2}
+
+
 def test_delete_may_replace_something_else_with_a_dict(write):
     with_delete = "_base_ = 'base.py'\nlr = dict(_delete_=True, a=1)"
     assert load_config(write(base=BASE, child=with_delete))["lr"] == {"a": 1}
@@ -218,6 +230,10 @@ def test_the_result_does_not_depend_on_what_was_read_before(write):
             r"child.py:2:5: '_base_.model.x' does not exist",
         ),
         ("_base_ = 'base.py'\na = '{{_base_.model}}'", r"child.py:2:5: .* without quotes"),
+        (
+            "_base_ = 'base.py'\nx = [1]\nx.append(x)",
+            r"child.py:2:1: the value of 'x': .* contains itself",
+        ),
         ("a = {{_base_.x}}", r"the config has no '_base_'"),
         ("a = {{ nothing }}", r"no known template; known are"),
         (
