@@ -183,6 +183,7 @@ for name, text in json.load(sys.stdin).items():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory by means of Linux")
 def test_expensive_configs_are_refused_in_bounded_memory():
     result = subprocess.run(
         [sys.executable, "-c", READ_ALL],
