@@ -21,7 +21,7 @@ from deploykit.training.data.loader import DetectionLoader
 from deploykit.training.data.samplers import InfiniteSampler
 from deploykit.training.engine import distributed
 from deploykit.training.engine.checkpoint_hook import latest_checkpoint
-from deploykit.training.engine.config_keys import BUILT_IN_HOOKS, hook_type
+from deploykit.training.engine.config_keys import BUILT_IN_HOOKS, changed_settings, hook_type
 from deploykit.training.engine.hook import Hook, build_hook
 from deploykit.training.engine.optim_wrapper import OptimWrapper, build_optim_wrapper
 from deploykit.training.engine.phase_clock import PhaseClock
@@ -92,6 +92,8 @@ def build_trainer(config: Config, options: RunOptions, log: RunLog) -> Trainer:
     """
     device = choose_device(options.device)
     checkpoint, resuming = _initial_checkpoint(config, options)
+    if checkpoint is not None and resuming:
+        _report_changes(config, checkpoint)
     seed = _choose_seed(config, options, checkpoint if resuming else None)
     _prepare_environment(config, seed)
     schedule = TrainSchedule.from_config(config.get("train_cfg"))
@@ -205,6 +207,21 @@ def _initial_checkpoint(config: Config, options: RunOptions) -> tuple[dict[str, 
         logger.info("starting with the weights of %s", load_from)
         return read_checkpoint(load_from), False
     return None, False
+
+
+def _report_changes(config: Config, checkpoint: Mapping[str, Any]) -> None:
+    text = checkpoint.get("meta", {}).get("cfg")
+    if not isinstance(text, str):
+        return
+    from deploykit.training.config import Config
+
+    changed = changed_settings(Config.from_text(text, "the checkpoint's config"), config)
+    if changed:
+        shown = ", ".join(changed[:8]) + ", ..." * (len(changed) > 8)
+        logger.warning(
+            "the config is not that of the run to be resumed, so the result will be another: %s",
+            shown,
+        )
 
 
 def _choose_seed(config: Config, options: RunOptions, resumed: Mapping[str, Any] | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # Keys of MMEngine's runner without an effect on the result of a training run here.
@@ -29,6 +29,8 @@ BUILT_IN_HOOKS = {
     "SyncNormHook": "built in: BatchNorm's statistics are those of process 0",
     "SyncBuffersHook": "built in: BatchNorm's statistics are those of process 0",
     "DetVisualizationHook": "images are drawn by 'deploykit detect'",
+    "GroundingVisualizationHook": "images are drawn by 'deploykit detect'",
+    "TrackVisualizationHook": "images are drawn by 'deploykit detect'",
     "VisualizationHook": "images are drawn by 'deploykit detect'",
     "EmptyCacheHook": "only affects memory",
     "MemoryProfilerHook": "memory is part of the log",
@@ -55,6 +57,29 @@ def ignored_settings(config: Mapping[str, Any]) -> list[str]:
         if name in BUILT_IN_HOOKS:
             ignored.append(f"{name} ({BUILT_IN_HOOKS[name]})")
     return ignored
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in which two configs differ, leaving out where and how a run starts.
+
+    Args:
+        before: The config of a run.
+        now: The config that the run is resumed with.
+    """
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    keys = [key for key in (*old, *(new.keys() - old.keys())) if old.get(key) != new.get(key)]
+    return [key for key in keys if key.split(".")[0] not in ("work_dir", "resume", "load_from")]
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, entry in value.items():
+            yield from _leaves(entry, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, (list, tuple)) and value:
+        for index, entry in enumerate(value):
+            yield from _leaves(entry, f"{place}.{index}")
+    else:
+        yield place, value
 
 
 def hook_type(entry: object) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import TrainingError
+from deploykit.errors import ConfigError, TrainingError
 from deploykit.training.engine.checkpoint_hook import greater_is_better
 from deploykit.training.engine.hook import Hook
 from deploykit.training.registry import HOOKS
@@ -56,6 +56,38 @@ class PipelineSwitchHook(Hook):
             self._switched = True
             trainer.logger.info("epoch %d: switching the training pipeline", trainer.epoch + 1)
             trainer.train_dataloader.switch_pipeline(self.pipeline)
+
+
+@HOOKS.register()
+class YOLOXModeSwitchHook(Hook):
+    """Ends YOLOX's training without mosaic and mixup, and with an L1 loss on the boxes.
+
+    Args:
+        num_last_epochs: Number of epochs that end training so.
+        skip_type_keys: Type names of the transforms that are left out then.
+    """
+
+    def __init__(
+        self,
+        num_last_epochs: int = 15,
+        skip_type_keys: Sequence[str] = ("Mosaic", "RandomAffine", "MixUp"),
+    ) -> None:
+        self.num_last_epochs, self.skipped = num_last_epochs, tuple(skip_type_keys)
+        self._switched = False
+
+    def before_train_epoch(self, trainer: Trainer) -> None:
+        """Switch when it is time, also after a resume."""
+        if self._switched or trainer.epoch < trainer.max_epochs - self.num_last_epochs:
+            return
+        head = getattr(trainer.model, "bbox_head", None)
+        if not hasattr(head, "use_l1"):
+            raise ConfigError("YOLOXModeSwitchHook needs a head with an L1 loss (YOLOXHead)")
+        self._switched = True
+        trainer.logger.info(
+            "epoch %d: no %s from now on", trainer.epoch + 1, ", ".join(self.skipped)
+        )
+        trainer.train_dataloader.skip_transforms(self.skipped)
+        head.use_l1 = True
 
 
 @HOOKS.register()

@@ -367,6 +367,20 @@ def test_resume_auto_begins_anew_where_nothing_is(make_config: MakeConfig, tmp_p
     assert again.metrics == run.metrics
 
 
+def test_resuming_with_another_config_is_reported(make_config: MakeConfig, tmp_path: Path) -> None:
+    train(make_config(epochs=1), tmp_path / "a")
+    last = tmp_path / "a/last.pth"
+    config = make_config(epochs=1, randomness=dict(seed=99))
+    config["train_dataloader"]["batch_size"] = 6
+    run = train(config, tmp_path / "b", resume=last)
+    assert "WARNING: the config is not that of the run to be resumed" in run.text
+    assert "train_dataloader.batch_size, randomness.seed" in run.text
+    assert "has seed 3, so 99 is not used" in run.text
+    assert "an epoch has 2 iterations now and had 3" in run.text
+    same = train(make_config(epochs=1), tmp_path / "c", resume=last)
+    assert "WARNING" not in same.text
+
+
 def test_what_cannot_be_resumed(make_config: MakeConfig, tmp_path: Path) -> None:
     train(make_config(epochs=1), tmp_path / "a")
     last, best = tmp_path / "a/last.pth", tmp_path / "a/best.pth"
