@@ -25,7 +25,7 @@ def check_model(model: onnx.ModelProto, spec: ModelSpec) -> None:
     """Check an exported model in every way that needs no reference.
 
     The ONNX checker with shape inference, the operator set, the names, types and fixed sizes of the
-    outputs, and one run in ONNX Runtime at each extreme of the input shapes.
+    outputs, and a run in ONNX Runtime at the smallest and at the optimal input shape.
 
     Args:
         model: The model.
@@ -44,18 +44,6 @@ def check_model(model: onnx.ModelProto, spec: ModelSpec) -> None:
         raise ExportError(f"the exported graph needs operator sets {versions}, not plain {OPSET}")
     _check_signature(inferred.graph, spec)
     _check_runs(model, spec)
-
-
-def extreme_shapes(spec: InputSpec) -> list[Shape]:
-    """Return the smallest and the optimal (batch, height, width), without repetition.
-
-    The largest is left to the parity check, which measures it instead of only running it.
-    """
-    shapes = [
-        (spec.batch.min, spec.height.min, spec.width.min),
-        (spec.batch.opt, spec.height.opt, spec.width.opt),
-    ]
-    return list(dict.fromkeys(shapes))
 
 
 def _check_signature(graph: onnx.GraphProto, spec: ModelSpec) -> None:
@@ -87,7 +75,7 @@ def _check_runs(model: onnx.ModelProto, spec: ModelSpec) -> None:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        for batch, height, width in extreme_shapes(spec.input):
+        for batch, height, width in _shapes_to_run(spec.input):
             inputs = example_inputs(spec.input, batch, height, width)
             names = [node.name for node in session.get_inputs()]
             feeds = {name: array.numpy() for name, array in zip(names, inputs, strict=True)}
@@ -103,3 +91,15 @@ def _check_runs(model: onnx.ModelProto, spec: ModelSpec) -> None:
     except Exception as error:  # ONNX Runtime's exceptions share no narrower base class
         text = " ".join(str(error).split())[:500]
         raise ExportError(f"ONNX Runtime cannot run the exported graph: {text}") from error
+
+
+def _shapes_to_run(spec: InputSpec) -> list[Shape]:
+    """Return the smallest and the optimal (batch, height, width), without repetition.
+
+    The largest is left to the parity check, which measures it instead of only running it.
+    """
+    shapes = [
+        (spec.batch.min, spec.height.min, spec.width.min),
+        (spec.batch.opt, spec.height.opt, spec.width.opt),
+    ]
+    return list(dict.fromkeys(shapes))
