@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -24,3 +26,14 @@ def test_an_import_error_inside_an_installed_package_is_not_disguised(tmp_path, 
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_module_that_it_lacks"):
         import_optional("broken_package", "train", "Training")
+
+
+def test_the_export_extra_reads_checkpoints_without_the_packages_of_the_train_extra():
+    """Loading a checkpoint asks the data pipeline for its resize, and so imports it."""
+    code = (
+        "import sys; blocked = ('pycocotools', 'faster_coco_eval', 'tensorboard', 'matplotlib'); "
+        "sys.modules.update(dict.fromkeys(blocked)); "
+        "import deploykit.training.model_spec, deploykit.training.data; "
+        "import deploykit.exporters.onnx_exporter"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

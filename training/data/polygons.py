@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pycocotools import mask as coco_mask
+
+from deploykit.optional_imports import import_optional
 
 Polygon = npt.NDArray[np.float64]
 
@@ -70,6 +71,7 @@ def fill_polygons(polygons: Sequence[Polygon], height: int, width: int) -> npt.N
         uint8 [height, width] of 0 and 1.
     """
     flat = [polygon.reshape(-1).tolist() for polygon in polygons]
+    coco_mask = import_optional("pycocotools.mask", "train", "Filling polygons")
     rle = coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
     return np.asarray(coco_mask.decode(rle), dtype=np.uint8)
 
