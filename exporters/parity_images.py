@@ -40,13 +40,13 @@ def choose_images(
         DatasetError: The annotation file of the validation set is damaged.
     """
     for paths, what in (
-        (select_images(sources), "images given"),
-        (validation_images(config), "validation images"),
+        (select_images(sources), "given"),
+        (validation_images(config), "of the validation set"),
     ):
         if paths:
             taken = "" if len(paths) <= limit else f"{limit} of "
             images: list[Image] = list(select_images(paths, limit))
-            return images, f"{taken}{len(paths)} {what}"
+            return images, f"{taken}{len(paths)} image{'s' * (len(paths) > 1)} {what}"
     drawn: list[Image] = [draw_scene(seed, size) for seed, size in enumerate(_DRAWN_SIZES)]
     return drawn, f"{len(drawn)} drawn images"
 

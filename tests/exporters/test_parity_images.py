@@ -35,7 +35,7 @@ def test_named_images_come_first(data_set):
     config, root = data_set
     images, source = choose_images([root / "val" / "07.png"], config)
     assert [path.name for path in images] == ["07.png"]
-    assert source == "1 images given"
+    assert source == "1 image given"
 
 
 def test_validation_images_are_spread_evenly_and_exist(data_set):
@@ -43,7 +43,7 @@ def test_validation_images_are_spread_evenly_and_exist(data_set):
     images, source = choose_images([], config, limit=4)
     assert [path.name for path in images] == ["01.png", "05.png", "10.png", "15.png"]
     assert all(path.is_file() for path in images)
-    assert source == "4 of 19 validation images"
+    assert source == "4 of 19 images of the validation set"
 
 
 def test_drawn_images_are_the_last_resort():
