@@ -129,6 +129,7 @@ def _train(args: argparse.Namespace, config: Config) -> int:
     from rich.console import Console
 
     from deploykit.training.engine import RunLog, build_trainer, distributed
+    from deploykit.training.engine.logger_hook import metrics_text
 
     options = _options(args, config)
     is_main = distributed.rank() == 0
@@ -144,8 +145,7 @@ def _train(args: argparse.Namespace, config: Config) -> int:
             _remove_run_folder(folder)  # a run that never began leaves nothing behind
         raise
     if console is not None:
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        console.print(f"trained: {options.work_dir / 'last.pth'}" + f" ({shown})" * bool(shown))
+        console.print(f"trained: {options.work_dir / 'last.pth'}  {metrics_text(metrics)}")
     return 0
 
 

@@ -85,7 +85,7 @@ class LoggerHook(Hook):
         """Report the metrics."""
         seconds = time.perf_counter() - self._validation_start
         self._validation_seconds.append(seconds)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        shown = metrics_text(metrics)
         unit, done = (
             ("epoch", trainer.epoch) if trainer.schedule.by_epoch else ("iteration", trainer.iter)
         )
@@ -96,7 +96,7 @@ class LoggerHook(Hook):
         for record in trainer.monitor.take():
             for window in (self._window, self._epoch, self._run):
                 window.add(record)
-            status = f"{self._window.text()}  ETA {self._time_left(trainer)}"
+            status = f"{self._window.text(with_terms=False)}  ETA {self._time_left(trainer)}"
             trainer.log.progress(record.iteration, self._place(trainer), status)
             if self._epoch.count % self.interval == 0:
                 self._report(trainer)
@@ -170,7 +170,7 @@ class _Window:
         """Return all means."""
         return {name: self.mean(name) for name in list(self._sums)}
 
-    def text(self) -> str:
+    def text(self, with_terms: bool = True) -> str:
         """Return the means in words."""
         means = self.means()
         seconds, data = means.pop("time", 0.0), means.pop("data_time", 0.0)
@@ -178,14 +178,19 @@ class _Window:
         total = means.pop("loss", 0.0)
         terms = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
         parts = [
-            f"loss {total:.4f}" + (f" ({terms})" if terms else ""),
+            f"loss {total:.4f}" + (f" ({terms})" if terms and with_terms else ""),
             f"lr {self.last.learning_rate:.3e}",
         ]
-        if norm is not None:
+        if norm is not None and with_terms:
             parts.append(f"grad_norm {norm:.3g}")
         share = 100 * data / seconds if seconds else 0.0
         parts.append(f"{seconds:.3f} s/it, {share:.0f} % data")
         return "  ".join(parts)
+
+
+def metrics_text(metrics: dict[str, float]) -> str:
+    """Return metrics in one line, without the undefined ones (-1: no object of the kind)."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value != -1)
 
 
 def memory_in_use(device: torch.device) -> int:

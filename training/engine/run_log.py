@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
 )
 
 from deploykit.errors import MissingDependencyError
@@ -88,10 +88,9 @@ class RunLog:
             return
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%"),
+            MofNCompleteColumn(),
+            BarColumn(),
             TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
             console=self._console,
         )
         self._task = self._progress.add_task("training", total=total, completed=done, status="")
@@ -136,36 +135,43 @@ def _screen_handler(console: Console | None) -> logging.Handler:
     if console is None:
         plain = logging.StreamHandler(sys.stderr)
         plain.setLevel(logging.WARNING)
-        plain.setFormatter(_PlainFormatter())
+        plain.setFormatter(_timed_lines())
         return plain
     if console.is_terminal:
         handler: logging.Handler = RichHandler(
-            console=console, show_path=False, markup=False, highlighter=None, log_time_format="[%X]"
+            console=console, show_path=False, show_level=False, markup=False, log_time_format="%X"
         )
+        handler.setFormatter(_LevelFormatter("%(message)s", "%(levelname)s: %(message)s"))
         handler.addFilter(lambda record: getattr(record, "belongs_to", "") != "text")
         return handler
     handler = logging.StreamHandler(console.file)
-    handler.setFormatter(_PlainFormatter())
+    handler.setFormatter(_timed_lines())
     handler.addFilter(lambda record: getattr(record, "belongs_to", "") != "terminal")
     return handler
 
 
 def _file_handler(path: Path) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(_PlainFormatter())
+    handler.setFormatter(_timed_lines())
     handler.addFilter(lambda record: getattr(record, "belongs_to", "") != "terminal")
     return handler
 
 
-class _PlainFormatter(logging.Formatter):
-    """Time and message, and the level where it matters."""
+class _LevelFormatter(logging.Formatter):
+    """One format for information and another one, with the level, for warnings."""
 
-    _normal = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
-    _warning = logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+    def __init__(self, normal: str, serious: str) -> None:
+        super().__init__()
+        self._normal = logging.Formatter(normal, "%Y-%m-%d %H:%M:%S")
+        self._serious = logging.Formatter(serious, "%Y-%m-%d %H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        serious = record.levelno >= logging.WARNING
-        return (self._warning if serious else self._normal).format(record)
+        is_serious = record.levelno >= logging.WARNING
+        return (self._serious if is_serious else self._normal).format(record)
+
+
+def _timed_lines() -> logging.Formatter:
+    return _LevelFormatter("%(asctime)s %(message)s", "%(asctime)s %(levelname)s: %(message)s")
 
 
 def _event_writer(folder: Path) -> Any:

@@ -79,7 +79,7 @@ class YOLOXModeSwitchHook(Hook):
         """Switch when it is time, also after a resume."""
         if self._switched or trainer.epoch < trainer.max_epochs - self.num_last_epochs:
             return
-        head = getattr(trainer.model, "bbox_head", None)
+        head: Any = getattr(trainer.model, "bbox_head", None)
         if not hasattr(head, "use_l1"):
             raise ConfigError("YOLOXModeSwitchHook needs a head with an L1 loss (YOLOXHead)")
         self._switched = True
