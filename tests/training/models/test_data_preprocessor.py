@@ -51,6 +51,23 @@ def test_float_images_pass_as_they_are():
     assert torch.equal(DetDataPreprocessor(bgr_to_rgb=True)(images), images.permute(0, 3, 1, 2))
 
 
+def test_training_batches_are_padded_to_a_fixed_size():
+    augment = [{"type": "BatchFixedSizePad", "size": (12, 20), "img_pad_value": 3}]
+    module = DetDataPreprocessor(MEAN, STD, pad_size_divisor=4, batch_augments=augment)
+    images = torch.randint(0, 256, (2, 5, 9, 3), dtype=torch.uint8)
+    sizes = torch.tensor([[5, 9], [3, 8]], dtype=torch.int32)
+    pixels = module.train()(images, sizes)
+    usual = module.eval()(images, sizes)
+    assert (pixels.shape, usual.shape) == ((2, 3, 12, 20), (2, 3, 8, 12))
+    assert torch.equal(pixels[:, :, :8, :12], usual)
+    assert (pixels[:, :, 8:] == 3).all()
+    assert (pixels[:, :, :, 12:] == 3).all()
+    assert module.padded_sizes(sizes).tolist() == [[8, 12], [4, 8]]
+    assert module.train().padded_sizes(sizes).tolist() == [[12, 20]] * 2
+    large = torch.randint(0, 256, (1, 16, 24, 3), dtype=torch.uint8)
+    assert module(large).shape == (1, 3, 16, 24)
+
+
 def test_there_is_nothing_of_it_in_a_state_dict():
     assert not DetDataPreprocessor(MEAN, STD).state_dict()
 
@@ -63,6 +80,8 @@ def test_there_is_nothing_of_it_in_a_state_dict():
         ({"mean": MEAN, "std": [1.0, 0.0, 1.0]}, "positive"),
         ({"bgr_to_rgb": True, "rgb_to_bgr": True}, "exclude"),
         ({"batch_augments": [{"type": "BatchFixedSizePad"}]}, "batch_augments"),
+        ({"batch_augments": [{"type": "BatchResize", "size": (8, 8)}]}, "batch_augments"),
+        ({"mask_pad_value": 255}, "mask_pad_value"),
         ({"pad_size_divisor": 0}, "pad_size_divisor"),
     ],
 )
