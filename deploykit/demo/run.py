@@ -57,7 +57,7 @@ class Demo:
         images: Folder of the images of ``annotations``.
         epochs: Training epochs, or ``None`` for the recipe's.
         device: Device to train on.
-        recipe: Name or path of the config to begin with; its ``scale`` is the static input size.
+        recipe: Name or path of the config to begin with.
     """
 
     out: Path
@@ -66,7 +66,6 @@ class Demo:
     epochs: int | None = None
     device: str = "auto"
     recipe: str = RECIPE
-    static_shape: str = ""
     console: Console = field(default_factory=Console)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -92,8 +91,7 @@ class Demo:
         held_out = data.root / data.image_folders["val"]
         self._command(
             "export",
-            *("convert", checkpoint, "--to", "onnx", "--out", onnx, "--shape", self.static_shape),
-            *("--parity-images", held_out),
+            *("convert", checkpoint, "--to", "onnx", "--out", onnx, "--parity-images", held_out),
         )
         self._command(
             "export (dynamic)",
@@ -101,7 +99,11 @@ class Demo:
             *("320x320:640x640:1280x1280", "--batch", "1:4:8", "--parity-images", held_out),
         )
         metrics = {}
-        for name, model in (("PyTorch", checkpoint), ("ONNX Runtime", dynamic)):
+        for name, model in (
+            ("PyTorch", checkpoint),
+            ("ONNX Runtime, static", onnx),
+            ("ONNX Runtime, dynamic", dynamic),
+        ):
             result = self.out / f"metrics-{model.stem}.json"
             self._command(f"test {name}", "test", config, model, "--out", result)
             metrics[name] = json.loads(result.read_text())
@@ -111,14 +113,7 @@ class Demo:
         self._command(
             "benchmark",
             *("benchmark", checkpoint, onnx, dynamic, "--images", held_out),
-            *(
-                "--shape",
-                self.static_shape,
-                "--json",
-                benchmark,
-                "--plot",
-                self.out / "benchmark.png",
-            ),
+            *("--json", benchmark, "--plot", self.out / "benchmark.png"),
         )
         return self._report(data, metrics, verdicts)
 
@@ -181,8 +176,6 @@ class Demo:
         for evaluator in ("val_evaluator", "test_evaluator"):
             options[f"{evaluator}.ann_file"] = f"{root}annotations/val.json"
         config = load_config(find_config(self.recipe), options)
-        width, height = config["scale"]
-        self.static_shape = f"{height}x{width}"
         path = self.out / "config.py"
         write_atomic(path, config.dumps())
         return path
@@ -192,18 +185,16 @@ class Demo:
     ) -> dict[str, Any]:
         tiles = self._timed("tiles", lambda: cut_tiles(held_out, self.out / "tiles"))
         verdicts = {}
-        # Padding differs with the input's shape and shines into the image, so both models of a
-        # comparison get the same.
-        for name, model, batch, shape in (
-            ("static, batch 1", onnx, 1, ("--shape", self.static_shape)),
-            ("dynamic, batch 1", dynamic, 1, ()),
-            ("dynamic, batch 4", dynamic, 4, ()),
+        for name, model, batch in (
+            ("static, batch 1", onnx, 1),
+            ("dynamic, batch 1", dynamic, 1),
+            ("dynamic, batch 4", dynamic, 4),
         ):
             path = self.out / f"parity-{model.stem}-batch{batch}.json"
             code = self._command(
                 f"parity ({name})",
                 *("parity", checkpoint, model, "--images", tiles, "--batch-size", batch),
-                *("--json", path, *shape),
+                *("--json", path),
                 allowed=(0, 1),
             )
             verdicts[name] = {"passed": code == 0, **json.loads(path.read_text())}

@@ -91,7 +91,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=scale, keep_ratio=True),
-    dict(type="Pad", size_divisor=32, pad_val=dict(img=(pad_value, pad_value, pad_value))),
+    dict(type="Pad", size=scale, pad_val=dict(img=(pad_value, pad_value, pad_value))),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(
         type="PackDetInputs",

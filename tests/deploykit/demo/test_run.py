@@ -27,6 +27,7 @@ train_pipeline[3]["crop_size"] = (64, 96)
 train_pipeline[6]["size"] = (96, 96)
 test_pipeline = {{{{_base_.test_pipeline}}}}
 test_pipeline[1]["scale"] = scale
+test_pipeline[2]["size"] = scale
 train_dataloader = dict(
     num_workers=0,
     batch_size=2,
@@ -63,7 +64,7 @@ def test_the_demo_runs_on_the_users_own_data(tmp_path):
     recipe.write_text(SMALL.format(base=str(find_config("rtmdet_demo"))))
     out = tmp_path / "out"
     console = Console(file=(tmp_path / "log.txt").open("w"), width=200)
-    demo = Demo(out, annotations, images, epochs=1, recipe=str(recipe), console=console)
+    demo = Demo(out, annotations, images, epochs=8, recipe=str(recipe), console=console)
     demo.run()
     report = json.loads((out / "report.json").read_text())
     assert set(report["parity"]) == {"static, batch 1", "dynamic, batch 1", "dynamic, batch 4"}
