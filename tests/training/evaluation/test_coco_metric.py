@@ -169,6 +169,28 @@ def test_proposals_equal_pycocotools(tmp_path):
     assert np.allclose(list(numbers.values()), expected, atol=1e-12)
 
 
+def test_proposals_need_no_classes_of_the_data_set(tmp_path):
+    coco, found = scene(9)
+    proposals = {
+        image: Detections(
+            detections.boxes,
+            detections.scores,
+            np.zeros(len(detections), np.int64),
+            class_names=("object",),
+            image_size=detections.image_size,
+        )
+        for image, detections in found.items()
+    }
+    numbers = [
+        filled(bound(CocoMetric(metric="proposal"), coco, tmp_path), each).compute()
+        for each in (found, proposals)
+    ]
+    # Boxes of equal scores are looked at by class, which proposals have not.
+    assert numbers[0] == pytest.approx(numbers[1], abs=0.01)
+    with pytest.raises(DatasetError, match="1 classes"):
+        filled(bound(CocoMetric(metric=["bbox", "proposal"]), coco, tmp_path), proposals)
+
+
 def test_classwise_equals_pycocotools_class_by_class(tmp_path):
     coco, found = scene(10)
     metric = filled(bound(CocoMetric(classwise=True), coco, tmp_path), found)
