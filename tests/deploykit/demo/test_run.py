@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import cv2
 import pytest
-from rich.console import Console
 
 from deploykit.cli import main
 from deploykit.demo.run import MIN_TILES, TILE, Demo, cut_tiles
@@ -55,26 +53,22 @@ def test_tiles_cover_the_images_and_are_at_least_fifty(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_runs_on_the_users_own_data(tmp_path):
+def test_the_users_own_data_becomes_a_config_that_trains_and_is_measured(tmp_path):
     write_drawn_dataset(tmp_path / "mine", ("circle", "square"))
-    annotations = next((tmp_path / "mine").rglob("*train*.json"))
-    content = json.loads(annotations.read_text())
-    images = next((tmp_path / "mine").rglob(content["images"][0]["file_name"])).parent
+    annotations, images = tmp_path / "mine" / "annotations" / "train.json", tmp_path / "mine"
     recipe = tmp_path / "small.py"
     recipe.write_text(SMALL.format(base=str(find_config("rtmdet_demo"))))
     out = tmp_path / "out"
-    console = Console(file=(tmp_path / "log.txt").open("w"), width=200)
-    demo = Demo(out, annotations, images, epochs=8, recipe=str(recipe), console=console)
-    demo.run()
-    report = json.loads((out / "report.json").read_text())
-    assert set(report["parity"]) == {"static, batch 1", "dynamic, batch 1", "dynamic, batch 4"}
-    assert all(report["parity"].values())
-    for name in ("config.py", "model.onnx", "model-dynamic.onnx", "benchmark.png"):
-        assert (out / name).stat().st_size > 0
-    assert len(list((out / "tiles").glob("*.png"))) >= MIN_TILES
-    log = (tmp_path / "log.txt").read_text()
-    assert "$ deploykit train" in log and "$ deploykit parity" in log
-    assert Path(out / "training" / "best.pth").is_file()
+    demo = Demo(out, annotations, images / "train", recipe=str(recipe))
+    data = demo._prepare_data()
+    assert data.classes == ["circle", "square"]
+    config = demo._write_config(data)
+    assert main(["train", str(config), "--work-dir", str(out / "training"), "--epochs", "1"]) == 0
+    result = out / "metrics.json"
+    best = str(out / "training" / "best.pth")
+    assert main(["test", str(config), best, "--out", str(result)]) == 0
+    scores = json.loads(result.read_text())["metrics"]
+    assert 0 <= scores["coco/bbox_mAP"] <= scores["coco/bbox_mAP_50"] <= 1
 
 
 @pytest.mark.parametrize(
