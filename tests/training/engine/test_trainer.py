@@ -410,12 +410,14 @@ def test_precision_and_layout_options(make_config: MakeConfig, tmp_path: Path) -
     config["optim_wrapper"] |= dict(type="AmpOptimWrapper", dtype="bfloat16")
     config["optim_wrapper"]["clip_grad"] = dict(max_norm=5.0)
     config["auto_scale_lr"] = dict(enable=True, base_batch_size=16)
-    run = train(config, tmp_path, channels_last=True)
+    run = train(config, tmp_path)
     assert "precision bfloat16" in run.text
     assert "learning rate scaled by 0.25" in run.text
     weight = run.trainer.model.backbone.stem[0].conv.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert weight.dtype == torch.float32
+    plain = train(config, tmp_path / "plain", channels_last=False).trainer
+    assert plain.model.backbone.stem[0].conv.weight.is_contiguous()
     peak = max(row["lr"] for row in run.rows if row["kind"] == "train")
     assert peak <= 0.002 * 0.25 * (1 + 1e-6)
     loaded = load_model(tmp_path / "last.pth")
