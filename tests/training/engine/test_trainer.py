@@ -424,9 +424,40 @@ def test_precision_and_layout_options(make_config: MakeConfig, tmp_path: Path) -
     assert PyTorchBackend(tmp_path / "last.pth", device="cpu", loaded=loaded).spec.classes
 
 
+def test_compiled_parts_train_to_the_same_weights(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(epochs=1, val_dataloader=None, val_evaluator=None)
+    train(config, tmp_path / "plain")
+    config["compile"] = dict(backend="eager")
+    run = train(config, tmp_path / "compiled")
+    assert run.trainer.model.backbone._compiled_call_impl is not None
+    first, second = (read_checkpoint(tmp_path / n / "last.pth") for n in ("plain", "compiled"))
+    assert first["state_dict"].keys() == second["state_dict"].keys()
+    for name, weight in first["state_dict"].items():
+        torch.testing.assert_close(second["state_dict"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_training_on_a_gpu(make_config: MakeConfig, tmp_path: Path, precision: str) -> None:
+    config = make_config(epochs=3)
+    config["optim_wrapper"] |= dict(type="AmpOptimWrapper", dtype=precision)
+    config["train_dataloader"] |= dict(num_workers=1, pin_memory=True)
+    with RunLog(tmp_path / "log") as log:
+        trainer = build_trainer(config, RunOptions(tmp_path, device="cuda"), log)
+        trainer.train()
+    rows = Run(trainer, tmp_path).rows
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 10))
+    weights = read_checkpoint(tmp_path / "last.pth")["state_dict"]
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    config["custom_hooks"].append(dict(type="PoisonHook", iteration=5, where="weights"))
+    with pytest.raises(TrainingError, match="not finite in iteration 5"), RunLog(None) as log:
+        build_trainer(config, RunOptions(tmp_path / "bad", device="cuda"), log).train()
+
+
 @HOOKS.register()
-class FailFirstValidation(Hook):
-    """Ends early through the hook that watches a metric."""
+class ConstantScoreHook(Hook):
+    """Adds a metric that never gets better."""
 
     def after_val_epoch(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         metrics["score"] = 1.0
@@ -436,7 +467,7 @@ def test_early_stopping_ends_and_saves(make_config: MakeConfig, tmp_path: Path) 
     config = make_config(epochs=9)
     config["default_hooks"]["checkpoint"] = dict(interval=4)
     config["custom_hooks"] += [
-        dict(type="FailFirstValidation"),
+        dict(type="ConstantScoreHook"),
         dict(type="EarlyStoppingHook", monitor="score", rule="greater", patience=2),
     ]
     run = train(config, tmp_path)
