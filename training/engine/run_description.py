@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -47,8 +47,7 @@ def describe_run(trainer: Trainer, config: Mapping[str, Any], seed: int) -> list
     if trainer.validator is None:
         lines.append("no validation")
     else:
-        loader = cast("DetectionLoader", trainer.validator.dataloader)
-        lines.append(f"validation set: {len(loader.dataset)} images")
+        lines.append(f"validation set: {len(trainer.validator.dataloader.dataset)} images")
     if trainer.schedule.by_epoch:
         lines.append(f"{trainer.max_epochs} epochs of {len(trainer.train_dataloader)} iterations")
     else:

@@ -6,8 +6,9 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +21,7 @@ from rich.progress import (
     TextColumn,
 )
 
-from deploykit.errors import MissingDependencyError
+from deploykit.errors import DeploykitError, MissingDependencyError
 from deploykit.optional_imports import import_optional
 
 ROOT = logging.getLogger("deploykit")
@@ -31,6 +32,7 @@ TEXT = "train.log"
 # epoch, a log file or a pipe shows a line every few iterations.
 TERMINAL_ONLY = {"belongs_to": "terminal"}
 TEXT_ONLY = {"belongs_to": "text"}
+FILE_ONLY = {"belongs_to": "file"}
 
 
 class RunLog:
@@ -110,7 +112,17 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            # The command line shows the error; the file keeps it.
+            expected = isinstance(error, DeploykitError)
+            text = str(error) or type(error).__name__
+            ROOT.error("%s", text, exc_info=None if expected else error, extra=FILE_ONLY)
         self.close()
 
     def close(self) -> None:
@@ -136,25 +148,31 @@ def _screen_handler(console: Console | None) -> logging.Handler:
         plain = logging.StreamHandler(sys.stderr)
         plain.setLevel(logging.WARNING)
         plain.setFormatter(_timed_lines())
+        plain.addFilter(_without("file"))
         return plain
     if console.is_terminal:
         handler: logging.Handler = RichHandler(
             console=console, show_path=False, show_level=False, markup=False, log_time_format="%X"
         )
         handler.setFormatter(_LevelFormatter("%(message)s", "%(levelname)s: %(message)s"))
-        handler.addFilter(lambda record: getattr(record, "belongs_to", "") != "text")
+        handler.addFilter(_without("text", "file"))
         return handler
     handler = logging.StreamHandler(console.file)
     handler.setFormatter(_timed_lines())
-    handler.addFilter(lambda record: getattr(record, "belongs_to", "") != "terminal")
+    handler.addFilter(_without("terminal", "file"))
     return handler
 
 
 def _file_handler(path: Path) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_timed_lines())
-    handler.addFilter(lambda record: getattr(record, "belongs_to", "") != "terminal")
+    handler.addFilter(_without("terminal"))
     return handler
+
+
+def _without(*places: str) -> Callable[[logging.LogRecord], bool]:
+    """Return a filter that drops what belongs to these places."""
+    return lambda record: getattr(record, "belongs_to", "") not in places
 
 
 class _LevelFormatter(logging.Formatter):

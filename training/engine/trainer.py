@@ -132,14 +132,19 @@ class Trainer:
             CheckpointError: The checkpoint to begin with does not fit.
             DatasetError: No usable sample could be had.
         """
-        self._start()
-        if self.schedule.by_epoch:
-            self._train_epochs()
-        else:
-            self._train_iterations()
-        self.monitor.settle()
-        self.call_hook("after_train")
-        self.call_hook("after_run")
+        try:
+            self._start()
+            if self.schedule.by_epoch:
+                self._train_epochs()
+            else:
+                self._train_iterations()
+            self.monitor.settle()
+            self.call_hook("after_train")
+            self.call_hook("after_run")
+        finally:
+            self.train_dataloader.close()
+            if self.validator is not None:
+                self.validator.dataloader.close()
         return self.metrics
 
     def _train_epochs(self) -> None:
@@ -172,7 +177,6 @@ class Trainer:
                 if self.iter >= self.max_iters or self.stop_training:
                     break
         self.call_hook("after_train_epoch")
-        self.train_dataloader.close()
 
     def _batches(self, seen: int) -> Iterator[tuple[int, Batch]]:
         """Yield (index, batch) of the current epoch from number ``seen`` on, and time them."""

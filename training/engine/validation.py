@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from deploykit.training.evaluation import Metric, detections_of_batch
 from deploykit.training.structures import Batch
 
 if TYPE_CHECKING:
+    from deploykit.training.data.loader import DetectionLoader
     from deploykit.training.models import BaseDetector
 
 _META_KEYS = ("img_id", "ori_shape", "scale_factor")
@@ -33,7 +34,7 @@ class Validator:
     """
 
     def __init__(
-        self, dataloader: Iterable[Batch], metrics: Sequence[Metric], spec: ModelSpec
+        self, dataloader: DetectionLoader, metrics: Sequence[Metric], spec: ModelSpec
     ) -> None:
         self.dataloader, self.metrics, self.spec = dataloader, list(metrics), spec
 

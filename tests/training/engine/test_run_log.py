@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from deploykit.errors import TrainingError
 from deploykit.training.engine.run_log import ROOT, TERMINAL_ONLY, TEXT_ONLY, RunLog
 
 logger = logging.getLogger("deploykit.somewhere")
@@ -68,6 +69,23 @@ def test_without_a_console_only_warnings_are_shown(capsys: pytest.CaptureFixture
     assert captured.out == ""
     assert "quiet" not in captured.err
     assert "WARNING: loud" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [(TrainingError("the loss is not finite"), 1), (ZeroDivisionError("1 / 0"), 4)],
+)
+def test_the_file_keeps_the_error_that_ended_the_run(
+    tmp_path: Path, error: Exception, lines: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(type(error)), RunLog(tmp_path):
+        raise error
+    text = (tmp_path / "train.log").read_text()
+    assert f"ERROR: {error}" in text
+    assert len(text.splitlines()) >= lines
+    assert ("Traceback" in text) is (lines > 1)
+    captured = capsys.readouterr()
+    assert str(error) not in captured.out + captured.err
 
 
 def test_training_goes_on_without_tensorboard(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -485,6 +486,18 @@ def test_several_best_checkpoints(make_config: MakeConfig, tmp_path: Path) -> No
     config["default_hooks"]["checkpoint"] |= dict(save_best="bbox_mAP")
     with pytest.raises(TrainingError, match="save_best='bbox_mAP' is not a metric"):
         train(config, tmp_path)
+
+
+def test_no_process_is_left_behind(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(epochs=2)
+    for loader in ("train_dataloader", "val_dataloader"):
+        config[loader] |= dict(num_workers=1, persistent_workers=True)
+    before = len(multiprocessing.active_children())
+    train(config, tmp_path)
+    config["custom_hooks"].append(dict(type="PoisonHook", iteration=5, where="weights"))
+    with pytest.raises(TrainingError):
+        train(config, tmp_path)
+    assert len(multiprocessing.active_children()) == before
 
 
 def test_without_validation(make_config: MakeConfig, tmp_path: Path) -> None:
