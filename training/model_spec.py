@@ -233,7 +233,8 @@ def _resolve_config(
         if isinstance(text, str) and text.strip():
             return Config.from_text(text, filename=f"{path} (meta.{key})")
     raise ConfigError(
-        f"{path} holds no config; give one with --config (a file or the name of a shipped recipe)"
+        f"{path} holds no config; give one with --config (a file or the name of a shipped recipe) "
+        "to 'deploykit convert': what it writes needs none"
     )
 
 
