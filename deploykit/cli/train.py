@@ -52,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--load-from", type=Path, metavar="PATH", help="start with the weights of a checkpoint"
     )
-    changes = parser.add_argument_group("changes to the config")
+    _add_changes(parser.add_argument_group("changes to the config"))
+    _add_running(parser.add_argument_group("running"))
+
+
+def _add_changes(changes: argparse._ArgumentGroup) -> None:
     changes.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="a.b.0.c=VALUE"
     )
@@ -84,7 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="import (and so execute) the modules that the config's custom_imports names",
     )
-    running = parser.add_argument_group("running")
+
+
+def _add_running(running: argparse._ArgumentGroup) -> None:
     running.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     running.add_argument("--threads", type=int, metavar="N", help="CPU threads of PyTorch")
     running.add_argument(

@@ -95,6 +95,21 @@ def test_config_and_checkpoint_and_classes(
     assert re.search(r"object\s+│\s+\d+\s+│", capsys.readouterr().out)
 
 
+@pytest.mark.slow
+def test_metrics_of_the_onnx_file_are_those_of_the_checkpoint(
+    work_dir: Path, tmp_path: Path
+) -> None:
+    onnx = tmp_path / "model.onnx"
+    assert main(["convert", str(work_dir / "last.pth"), "--to", "onnx", "--out", str(onnx)]) == 0
+    reports = []
+    for arguments in ([str(work_dir / "last.pth")], [str(work_dir / "config.py"), str(onnx)]):
+        out = tmp_path / "metrics.json"
+        assert main(["test", *arguments, "--out", str(out), "--device", "cpu"]) == 0
+        reports.append(json.loads(out.read_text())["metrics"])
+    assert reports[1] == pytest.approx(reports[0], abs=1e-3)
+    assert reports[1]["coco/bbox_mAP"] > 0
+
+
 def test_a_finished_run_resumes_to_nothing(
     config: Path, data: Path, work_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,23 +58,23 @@ def write_drawn_dataset(
             images.append(
                 {"id": number + 1, "file_name": name, "height": size[0], "width": size[1]}
             )
-            for (left, top, right, bottom), label in zip(
-                boxes.tolist(), labels.tolist(), strict=True
-            ):
-                width, height = right - left, bottom - top
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number + 1,
-                        "category_id": label + 1,
-                        "bbox": [left, top, width, height],
-                        "area": width * height,
-                        "iscrowd": 0,
-                    }
-                )
+            for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+                annotations.append(_annotation(len(annotations) + 1, number + 1, box, label))
         categories = [{"id": index + 1, "name": name} for index, name in enumerate(classes)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         write_atomic(folder / "annotations" / f"{split}.json", json.dumps(content))
+
+
+def _annotation(identity: int, image: int, box: list[float], label: int) -> dict[str, Any]:
+    left, top, right, bottom = box
+    return {
+        "id": identity,
+        "image_id": image,
+        "category_id": label + 1,
+        "bbox": [left, top, right - left, bottom - top],
+        "area": (right - left) * (bottom - top),
+        "iscrowd": 0,
+    }
 
 
 def draw_scene(

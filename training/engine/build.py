@@ -29,7 +29,7 @@ from deploykit.training.engine.randomness import choose_seed, seed_everything
 from deploykit.training.engine.run_description import describe_run, versions
 from deploykit.training.engine.run_log import RunLog
 from deploykit.training.engine.schedule import TrainSchedule
-from deploykit.training.engine.schedulers import build_schedulers
+from deploykit.training.engine.schedulers import ParamScheduler, build_schedulers
 from deploykit.training.engine.trainer import Trainer
 from deploykit.training.engine.validation import Validator
 from deploykit.training.evaluation import build_metrics
@@ -106,21 +106,13 @@ def build_trainer(config: Config, options: RunOptions, log: RunLog) -> Trainer:
     model = _build_model(config, device, options, initialise=not resuming)
     optim_wrapper = build_optim_wrapper(model, _section(config, "optim_wrapper"), device)
     _scale_learning_rate(config, optim_wrapper, train_loader.batch_size)
-    epochs = schedule.length if schedule.by_epoch else 1
-    length = len(train_loader)
     trainer = Trainer(
         model=model,
         network=_network(model, config, device),
         device=device,
         train_dataloader=train_loader,
         optim_wrapper=optim_wrapper,
-        param_schedulers=build_schedulers(
-            config.get("param_scheduler"),
-            optim_wrapper.optimizer,
-            length,
-            epochs,
-            epochs * length if schedule.by_epoch else schedule.length,
-        ),
+        param_schedulers=_build_schedulers(config, optim_wrapper, schedule, len(train_loader)),
         schedule=schedule,
         hooks=build_hooks(config),
         work_dir=options.work_dir,
@@ -132,13 +124,18 @@ def build_trainer(config: Config, options: RunOptions, log: RunLog) -> Trainer:
         clock=PhaseClock(device if options.exact_clock else None),
         endless_data=endless,
     )
+    _announce(trainer, config, seed)
+    return trainer
+
+
+def _announce(trainer: Trainer, config: Config, seed: int) -> None:
+    """Say at the start of the log what is about to happen, and keep the resolved config."""
     for line in describe_run(trainer, config, seed):
         logger.info("%s", line)
-    if log.folder is not None:
-        logger.info("everything is written to %s", options.work_dir)
-        for folder in (options.work_dir, log.folder):
+    if trainer.log.folder is not None:
+        logger.info("everything is written to %s", trainer.work_dir)
+        for folder in (trainer.work_dir, trainer.log.folder):
             write_atomic(folder / "config.py", config.dumps())
-    return trainer
 
 
 def choose_device(name: str) -> torch.device:
@@ -312,6 +309,17 @@ def _network(model: BaseDetector, config: Config, device: torch.device) -> nn.Mo
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
         find_unused_parameters=bool(config.get("find_unused_parameters", False)),
+    )
+
+
+def _build_schedulers(
+    config: Config, wrapper: OptimWrapper, schedule: TrainSchedule, epoch_length: int
+) -> list[ParamScheduler]:
+    epochs, iterations = 1, schedule.length
+    if schedule.by_epoch:
+        epochs, iterations = schedule.length, schedule.length * epoch_length
+    return build_schedulers(
+        config.get("param_scheduler"), wrapper.optimizer, epoch_length, epochs, iterations
     )
 
 

@@ -67,7 +67,7 @@ class TrainSchedule:
         if key not in options:
             raise ConfigError(f"train_cfg of type {loop} needs {key}")
         length = _whole(options.pop(key), key)
-        val_begin = _whole(options.pop("val_begin", 1), "val_begin")
+        val_begin = _whole(options.pop("val_begin", 1), "val_begin", 0)
         val_interval = _whole(options.pop("val_interval", default_interval), "val_interval")
         dynamic = _intervals(options.pop("dynamic_intervals", None) or ())
         if options:
