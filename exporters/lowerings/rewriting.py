@@ -1,0 +1,54 @@
+"""How a lowering replaces the nodes of the seam: by calls of functions, which are then inlined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from deploykit.errors import ExportError
+from deploykit.exporters import seam
+
+# Of the functions that nodes of the seam are turned into; gone after ``inline``.
+DOMAIN = "deploykit.lowering"
+
+Rewrite = Callable[[ir.Model, ir.Node], None]
+
+
+def rewrite_seam(model: ir.Model, rewrites: Mapping[str, Rewrite]) -> None:
+    """Hand each node of the seam to the function that replaces it.
+
+    Args:
+        model: An exported model.
+        rewrites: By operator of the seam: changes a model and a node of it in place.
+
+    Raises:
+        ExportError: There is none for an operator.
+    """
+    for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
+        if node.domain != seam.DOMAIN:
+            continue
+        if node.op_type not in rewrites:
+            raise ExportError(f"this lowering has no form of {node.domain}::{node.op_type}")
+        rewrites[node.op_type](model, node)
+
+
+def add_functions(model: ir.Model, *functions: Any) -> None:
+    """Add onnxscript functions to a model, for nodes to call.
+
+    Args:
+        model: The model.
+        functions: Functions compiled by ``onnxscript.script``, callees first.
+    """
+    for function in functions:
+        definition = ir.serde.deserialize_function(function.to_function_proto())
+        model.functions[definition.identifier()] = definition
+
+
+def inline(model: ir.Model) -> None:
+    """Inline all functions and leave no trace of the domains of the seam, in place."""
+    InlinePass()(model)
+    for domain in (seam.DOMAIN, DOMAIN):
+        model.opset_imports.pop(domain, None)
