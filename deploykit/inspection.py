@@ -14,29 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.atomic_file import sha256_of_file
+from deploykit.engine_spec import TensorInfo, engine_spec_path, read_engine
 from deploykit.errors import BackendError, ConfigError, SpecError, UsageError
 from deploykit.onnx_seal import is_damaged
 from deploykit.optional_imports import import_optional
 from deploykit.spec import METADATA_KEY, ModelSpec
+from deploykit.tensorrt_flavour import TITLES
 
 if TYPE_CHECKING:
     import onnx
     import torch
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output of a graph.
-
-    Args:
-        name: Its name.
-        dtype: Element type, e.g. ``"uint8"``.
-        shape: Sizes; a string names a dynamic axis.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -45,7 +32,7 @@ class Inspection:
 
     Args:
         path: The file.
-        kind: ``"checkpoint"`` or ``"onnx"``.
+        kind: ``"checkpoint"``, ``"onnx"`` or ``"engine"``.
         size: In bytes.
         sha256: Hash of the content.
         parameters: Number of floating-point weights, buffers and other constants included; ``None``
@@ -79,12 +66,13 @@ def inspect_model(path: str | os.PathLike[str]) -> Inspection:
     """Look into a model file without running it.
 
     Args:
-        path: A checkpoint (``.pth``, ``.pt``) or an ``.onnx`` file.
+        path: A checkpoint (``.pth``, ``.pt``), an ``.onnx`` or an ``.engine`` file.
 
     Raises:
         UsageError: The suffix is unknown.
         CheckpointError: The checkpoint is missing or damaged.
-        BackendError: The ONNX file is missing or damaged.
+        BackendError: The ONNX file or the engine is missing or damaged.
+        SpecError: The engine has no spec beside it, or a damaged one.
     """
     file = Path(path)
     suffix = file.suffix.lower()
@@ -92,7 +80,9 @@ def inspect_model(path: str | os.PathLike[str]) -> Inspection:
         return _inspect_checkpoint(file)
     if suffix == ".onnx":
         return _inspect_onnx(file)
-    raise UsageError(f"cannot tell what '{path}' is; expected a .pth, .pt or .onnx file")
+    if suffix == ".engine":
+        return _inspect_engine(file)
+    raise UsageError(f"cannot tell what '{path}' is; expected a .pth, .pt, .onnx or .engine file")
 
 
 def _inspect_checkpoint(file: Path) -> Inspection:
@@ -146,6 +136,37 @@ def _checkpoint_spec(file: Path, meta: Mapping[str, Any]) -> tuple[ModelSpec | N
 def _dtypes(weights: Mapping[str, torch.Tensor]) -> str:
     counts = Counter(str(value.dtype).removeprefix("torch.") for value in weights.values())
     return ", ".join(f"{count} {dtype}" for dtype, count in counts.most_common())
+
+
+def _inspect_engine(file: Path) -> Inspection:
+    spec, plan = read_engine(file)
+    flags, used = spec.build_flags, spec.precision_used
+    gpu = f"compute capability {spec.compute_capability} ({spec.device_name})"
+    return Inspection(
+        path=str(file),
+        kind="engine",
+        size=len(plan),
+        sha256=spec.engine_sha256,
+        parameters=None,
+        spec=spec.model,
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        facts={
+            "flavour": f"{TITLES.get(spec.flavour, spec.flavour)} {spec.tensorrt_version}",
+            "runs on": gpu if spec.compute_capability else "any GPU that TensorRT-RTX supports",
+            "driver": spec.driver_version or "built without a GPU",
+            f"types in the {used.source}": used.types,
+            "plugins": [kernel.name for kernel in spec.plugins] or "none",
+            "flags": {
+                name.replace("_", " "): value
+                for name, value in dataclasses.asdict(flags).items()
+                if value not in (None, False, ())
+            },
+            "build": f"{spec.build_log.seconds:.1f} s, {len(spec.build_log.warnings)} warnings "
+            f"(log in {engine_spec_path(file).name})",
+            "onnx sha256": spec.onnx_sha256,
+        },
+    )
 
 
 def _inspect_onnx(file: Path) -> Inspection:

@@ -19,6 +19,7 @@ SUMMARY = (
 EXAMPLES = (
     "deploykit inspect model.onnx",
     "deploykit inspect model.pth",
+    "deploykit inspect model.engine",
     "deploykit inspect model.onnx --json",
 )
 _SHOWN_CLASSES = 20
@@ -26,7 +27,7 @@ _SHOWN_CLASSES = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="a .pth or .onnx file")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a .pth, .onnx or .engine file")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploykit import cli
 from deploykit.cli.inspect import EXAMPLES
+from deploykit.engine_spec import EngineSpec, write_engine
 from deploykit.inspection import inspect_model
 from deploykit.spec import DimRange, InputSpec, ModelSpec, OutputSpec
 
@@ -179,7 +180,7 @@ def test_checkpoints_with_a_spec_and_with_nothing(tmp_path: Path, capsys: Captur
         ("model.pth", b"PK garbage", "damaged"),
         ("model.onnx", None, "missing"),
         ("model.pth", None, "does not exist"),
-        ("model.txt", b"text", "expected a .pth, .pt or .onnx file"),
+        ("model.txt", b"text", "expected a .pth, .pt, .onnx or .engine file"),
     ],
 )
 def test_bad_files_are_one_line_and_exit_2(
@@ -200,4 +201,7 @@ def test_every_example_of_the_help_works(
     monkeypatch.chdir(tmp_path)
     Path("model.pth").write_bytes(small_checkpoint.read_bytes())
     write_onnx(Path("model.onnx"), {"deploykit": SPEC.to_json()})
+    plan = b"a plan"
+    digest = hashlib.sha256(plan).hexdigest()
+    write_engine("model.engine", plan, EngineSpec(SPEC, "rtx", "1.7", digest, len(plan), "0" * 64))
     assert cli.main(line.split()[1:]) == 0
