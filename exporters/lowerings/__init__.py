@@ -7,13 +7,21 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from deploykit.errors import UsageError
-from deploykit.exporters.lowerings import standard
+from deploykit.exporters.lowerings import plugin, primitive, standard
+from deploykit.exporters.lowerings.rewriting import Limits
 
-LOWERINGS: dict[str, Callable[[ir.Model], None]] = {"standard": standard.lower}
+LOWERINGS: dict[str, Callable[[ir.Model], Limits]] = {
+    "standard": standard.lower,
+    "plugin": plugin.lower,
+    "primitive": primitive.lower,
+}
 
 
-def lowering(name: str) -> Callable[[ir.Model], None]:
-    """Return the lowering of this name: a function that rewrites an ``onnx_ir`` model in place.
+def lowering(name: str) -> Callable[[ir.Model], Limits]:
+    """Return the lowering of this name.
+
+    It is a function that rewrites an ``onnx_ir`` model in place and returns what the results are
+    limited by, see ``ModelSpec.lowering_limits``.
 
     Raises:
         UsageError: There is none.

@@ -14,25 +14,34 @@ from deploykit.exporters import seam
 # Of the functions that nodes of the seam are turned into; gone after ``inline``.
 DOMAIN = "deploykit.lowering"
 
-Rewrite = Callable[[ir.Model, ir.Node], None]
+# What the results of a lowering are limited by; see ``ModelSpec.lowering_limits``.
+Limits = dict[str, int]
+# Changes a model and a node of the seam in it, in place.
+Rewrite = Callable[[ir.Model, ir.Node], Limits]
 
 
-def rewrite_seam(model: ir.Model, rewrites: Mapping[str, Rewrite]) -> None:
+def rewrite_seam(model: ir.Model, rewrites: Mapping[str, Rewrite]) -> Limits:
     """Hand each node of the seam to the function that replaces it.
 
     Args:
         model: An exported model.
         rewrites: By operator of the seam: changes a model and a node of it in place.
 
+    Returns:
+        What the results are limited by: of each kind the largest limit of any node.
+
     Raises:
         ExportError: There is none for an operator.
     """
+    limits: Limits = {}
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
         if node.domain != seam.DOMAIN:
             continue
         if node.op_type not in rewrites:
             raise ExportError(f"this lowering has no form of {node.domain}::{node.op_type}")
-        rewrites[node.op_type](model, node)
+        for name, limit in rewrites[node.op_type](model, node).items():
+            limits[name] = max(limit, limits.get(name, limit))
+    return limits
 
 
 def add_functions(model: ir.Model, *functions: Any) -> None:

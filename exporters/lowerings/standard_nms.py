@@ -23,7 +23,7 @@ import onnx_ir as ir
 from onnxscript import opset18, script
 from onnxscript.values import Opset
 
-from deploykit.exporters.lowerings.rewriting import DOMAIN, add_functions
+from deploykit.exporters.lowerings.rewriting import DOMAIN, Limits, add_functions
 
 # Candidates examined before the rest is looked at: enough for 300 survivors of nearly any image,
 # and suppressed in 2 to 3 ms on one CPU core, 80 classes included.
@@ -92,13 +92,16 @@ def nms_with_early_exit(boxes, scores, labels, prefix: int, iou_threshold: float
     return indices
 
 
-def rewrite(model: ir.Model, node: ir.Node, prefix: int = PREFIX) -> None:
+def rewrite(model: ir.Model, node: ir.Node, prefix: int = PREFIX) -> Limits:
     """Turn a ``deploykit::BatchedNMS`` node into a call of one of the functions above, in place.
 
     Args:
         model: Where the node is.
         node: The node.
         prefix: How many of the best candidates to examine before the rest.
+
+    Returns:
+        What the result is limited by: nothing.
     """
     scores = node.inputs[1]
     candidates = scores.shape[1] if scores is not None and scores.shape is not None else None
@@ -109,3 +112,4 @@ def rewrite(model: ir.Model, node: ir.Node, prefix: int = PREFIX) -> None:
         node.op_type = nms_with_early_exit.name
         node.attributes["prefix"] = ir.AttrInt64("prefix", prefix)
     add_functions(model, nms_of_best, nms_of_all, nms_with_early_exit)
+    return {}

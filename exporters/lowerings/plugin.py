@@ -1,0 +1,30 @@
+"""The ``plugin`` lowering: operators of the seam stay nodes, for TensorRT with our plugins.
+
+Each is also an ONNX function of the model with the ``primitive`` form as its body, so that an
+engine without the plugin runs the same file.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+from deploykit.exporters.lowerings import primitive_nms
+from deploykit.exporters.lowerings.rewriting import Limits, rewrite_seam
+from deploykit.exporters.seam import BATCHED_NMS
+
+# Each gives a node, which stays, its body, and its outputs their types and shapes.
+REWRITES = {BATCHED_NMS: primitive_nms.add_body}
+
+
+def lower(model: ir.Model) -> Limits:
+    """Give the nodes of our own domain bodies, and inline all other functions, in place.
+
+    Args:
+        model: An exported model with nodes of the seam.
+
+    Returns:
+        What the results of the bodies are limited by, see ``ModelSpec.lowering_limits``.
+    """
+    InlinePass()(model)
+    return rewrite_seam(model, REWRITES)

@@ -1,0 +1,25 @@
+"""The ``primitive`` lowering: operators of the seam as ONNX that every engine builds (opset 18)."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from deploykit.exporters.lowerings import primitive_nms
+from deploykit.exporters.lowerings.rewriting import Limits, inline, rewrite_seam
+from deploykit.exporters.seam import BATCHED_NMS
+
+REWRITES = {BATCHED_NMS: primitive_nms.rewrite}
+
+
+def lower(model: ir.Model) -> Limits:
+    """Replace the nodes of our own domain by plain ONNX without control flow, in place.
+
+    Args:
+        model: An exported model with nodes of the seam.
+
+    Returns:
+        What the results are limited by, see ``ModelSpec.lowering_limits``.
+    """
+    limits = rewrite_seam(model, REWRITES)
+    inline(model)
+    return limits
