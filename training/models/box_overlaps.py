@@ -25,8 +25,8 @@ def pairwise_iou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
         float32 [..., M, N].
     """
     overlap = _pairwise_intersection(boxes, others)
-    union = box_area(boxes)[..., :, None] + box_area(others)[..., None, :] - overlap
-    return overlap / union.clamp(min=eps)
+    union = box_area(boxes)[..., :, None] + box_area(others)[..., None, :]
+    return overlap / union.sub_(overlap).clamp_(min=eps)
 
 
 def pairwise_iof(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
@@ -128,12 +128,12 @@ def complete_iou(boxes: Tensor, others: Tensor, eps: float = 1e-6) -> Tensor:
 
 def _pairwise_intersection(boxes: Tensor, others: Tensor) -> Tensor:
     # One coordinate at a time keeps the innermost dimension long, which is several times faster
-    # than [..., M, N, 2] tensors.
+    # than [..., M, N, 2] tensors. In place, because large tensors cost more than the arithmetic.
     x1, y1, x2, y2 = (boxes[..., :, None, i] for i in range(4))
     u1, v1, u2, v2 = (others[..., None, :, i] for i in range(4))
-    width = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0)
-    height = (torch.minimum(y2, v2) - torch.maximum(y1, v1)).clamp(min=0)
-    return width * height
+    width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(min=0)
+    height = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1)).clamp_(min=0)
+    return width.mul_(height)
 
 
 def _intersection(boxes: Tensor, others: Tensor) -> Tensor:

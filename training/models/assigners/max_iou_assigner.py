@@ -14,8 +14,10 @@ from deploykit.training.models.assigners.padded_targets import PaddedTargets
 from deploykit.training.models.box_overlaps import pairwise_iof, pairwise_iou
 from deploykit.training.registry import TASK_UTILS
 
-# Images are assigned together as long as their (object, prior) pairs number no more than this.
-_MAX_PAIRS = 2**25
+# Images are assigned together as long as their (object, prior) pairs number no more than this. On a
+# CPU larger tensors are slower: the memory of each is mapped, and cleared, anew.
+_MAX_PAIRS = {"cpu": 2**21}
+_MAX_PAIRS_ELSEWHERE = 2**25
 
 
 @TASK_UTILS.register()
@@ -111,7 +113,8 @@ class MaxIoUAssigner:
         device = priors.device
         if 0 < self.gpu_assign_thr < num_objects:
             priors, targets, prior_mask = priors.cpu(), targets.to("cpu"), prior_mask.cpu()
-        step = max(1, _MAX_PAIRS // (num_objects * num_priors))
+        most_pairs = _MAX_PAIRS.get(priors.device.type, _MAX_PAIRS_ELSEWHERE)
+        step = max(1, most_pairs // (num_objects * num_priors))
         parts = []
         for start in range(0, batch, step):
             images = slice(start, start + step)
@@ -125,8 +128,8 @@ class MaxIoUAssigner:
     def _assign(self, priors: Tensor, targets: PaddedTargets, prior_mask: Tensor) -> Assignment:
         overlaps = pairwise_iou(targets.boxes, priors)  # [B, G, P]
         takes_part = prior_mask & ~self._in_ignored_region(priors, targets)
-        overlaps = overlaps.masked_fill(~targets.mask[:, :, None], -1.0)
-        overlaps = overlaps.masked_fill(~takes_part[:, None, :], -1.0)
+        overlaps.masked_fill_(~targets.mask[:, :, None], -1.0)
+        overlaps.masked_fill_(~takes_part[:, None, :], -1.0)
         best, best_object = overlaps.max(dim=1)
         low, high = self.background_range
         index = torch.full_like(best_object, IGNORED)
@@ -161,5 +164,8 @@ class MaxIoUAssigner:
             takes = torch.zeros_like(overlaps, dtype=torch.bool)
             takes.scatter_(2, first_prior[:, :, None], True)
         takes &= may_take[:, :, None]
-        last = takes.shape[1] - 1 - takes.flip(1).byte().argmax(dim=1)
-        return torch.where(takes.any(dim=1), last, -1)
+        # Few pairs are left, so that to list them is cheaper than to search along the objects.
+        image, taker, prior = takes.nonzero(as_tuple=True)
+        last = overlaps.new_full(takes.shape[::2], -1, dtype=torch.int64)
+        place = image * last.shape[1] + prior
+        return last.flatten().scatter_reduce_(0, place, taker, "amax").view_as(last)
