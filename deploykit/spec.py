@@ -79,6 +79,8 @@ class InputSpec:
         image_sizes_input: Whether the graph has a second input ``image_sizes`` int32 [batch, 2]
             with (height, width) of the unpadded image (for models that pad after normalising or
             that clip boxes to the unpadded image).
+        proposals: P where the graph's last input is ``proposals`` float32 [batch, P, 4]: xyxy in
+            pixels of the network input, rows without area are empty. 0 where there is none.
     """
 
     batch: DimRange
@@ -91,6 +93,13 @@ class InputSpec:
     pad_value: tuple[int, int, int] = (114, 114, 114)
     divisor: int = 32
     image_sizes_input: bool = False
+    proposals: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the graph's inputs, in order."""
+        sizes = ("image_sizes",) if self.image_sizes_input else ()
+        return ("images", *sizes, *(("proposals",) if self.proposals else ()))
 
     @property
     def is_static(self) -> bool:

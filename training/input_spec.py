@@ -7,7 +7,7 @@ than training did loses accuracy without a sign. Semantics are those of MMDetect
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,8 @@ from deploykit.errors import ConfigError
 from deploykit.spec import DimRange, InputSpec
 
 BATCH_RANGE = DimRange(1, 1, 64)
+# Proposals per image where a config that needs them does not limit them; what an RPN gives.
+DEFAULT_PROPOSALS = 1000
 # Eager PyTorch takes any size; this bounds what a spec promises (pixels).
 LARGEST_SIDE = 4096
 
@@ -78,11 +80,34 @@ def input_spec_from_config(config: Mapping[str, Any]) -> InputSpec:
         pad_value=_pad_value(pad, filename),
         divisor=divisor,
         image_sizes_input=pad is None and not fills_input,
+        proposals=_num_proposals(config, pipeline) if needs_proposals(config) else 0,
     )
 
 
+def needs_proposals(config: Mapping[str, Any]) -> bool:
+    """Return whether a model classifies proposals that it does not make itself."""
+    model = model_config(config)
+    return model.get("roi_head") is not None and model.get("rpn_head") is None
+
+
+def _num_proposals(config: Mapping[str, Any], pipeline: list[Mapping[str, Any]]) -> int:
+    """Return P, the limit of the pipeline's ``LoadProposals``."""
+    limits = [
+        transform.get("num_max_proposals")
+        for transform in pipeline
+        if str(transform.get("type", "")).split(".")[-1] == "LoadProposals"
+    ]
+    limit = next((limit for limit in limits if limit is not None), DEFAULT_PROPOSALS)
+    if not isinstance(limit, int) or limit < 1:
+        raise ConfigError(
+            f"LoadProposals.num_max_proposals must be a positive integer, got {limit!r}",
+            config_filename(config),
+        )
+    return limit
+
+
 def inference_pipeline(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the transforms that a config applies to test images.
+    """Return the transforms that a config applies to test images, those of broadcasters in line.
 
     Taken from ``test_dataloader``, else from ``val_dataloader`` (through data set wrappers), else
     from the name ``test_pipeline``.
@@ -93,7 +118,7 @@ def inference_pipeline(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     for name in ("test_dataloader", "val_dataloader"):
         pipeline = dataset_config(config, name).get("pipeline")
         if pipeline:
-            return list(pipeline)
+            return _flat(pipeline)
     pipeline = config.get("test_pipeline")
     if not pipeline:
         raise ConfigError(
@@ -101,7 +126,15 @@ def inference_pipeline(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
             "val_dataloader.dataset.pipeline or test_pipeline",
             config_filename(config),
         )
-    return list(pipeline)
+    return _flat(pipeline)
+
+
+def _flat(pipeline: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    flat: list[Mapping[str, Any]] = []
+    for transform in pipeline:
+        broadcasts = str(transform.get("type", "")).split(".")[-1] == "ProposalBroadcaster"
+        flat += _flat(transform.get("transforms") or ()) if broadcasts else [transform]
+    return flat
 
 
 def dataset_config(config: Mapping[str, Any], dataloader: str) -> Mapping[str, Any]:

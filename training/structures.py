@@ -46,12 +46,15 @@ class Batch:
         targets: Ground truth per image; empty for inference.
         metas: Per image: ``img_id``, ``img_path``, ``ori_shape`` (h, w), ``img_shape`` (h, w),
             ``scale_factor`` (w, h) and whatever else the pipeline's ``meta_keys`` name.
+        proposals: float32 [B, P, 4], xyxy in pixels of the network input, if the pipeline loads
+            them; P is the largest number among the images, rows without area are empty.
     """
 
     images: Tensor
     image_sizes: Tensor
     targets: list[Targets]
     metas: list[dict[str, Any]]
+    proposals: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch on ``device``; the metas stay on the host."""
@@ -60,4 +63,7 @@ class Batch:
             self.image_sizes.to(device, non_blocking=non_blocking),
             [target.to(device, non_blocking) for target in self.targets],
             self.metas,
+            None
+            if self.proposals is None
+            else self.proposals.to(device, non_blocking=non_blocking),
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deploykit.errors import ConfigError, DatasetError
+from deploykit.proposals import read_proposals
 from deploykit.training.data.coco_classes import COCO_CLASSES, COCO_PALETTE
 from deploykit.training.data.coco_file import (
     CocoAnnotation,
@@ -50,10 +52,12 @@ class CocoDataset(PipelineDataset):
         backend_args: Accepted for MMDetection's configs; only local files (``None`` or
             ``backend="local"``) are read.
         on_error: See ``PipelineDataset``.
+        proposal_file: Region proposals of the images (see ``deploykit.proposals``); relative to
+            ``data_root``.
 
     Raises:
-        DatasetError: The file is missing or not COCO, no image is usable, or there are problems and
-            ``on_error`` is ``"raise"``.
+        DatasetError: The file is missing or not COCO, no image is usable, an image has no entry in
+            the proposal file, or there are problems and ``on_error`` is ``"raise"``.
         ConfigError: Arguments that make no sense.
     """
 
@@ -72,6 +76,7 @@ class CocoDataset(PipelineDataset):
         max_refetch: int = 1000,
         backend_args: Mapping[str, Any] | None = None,
         on_error: OnError | None = None,
+        proposal_file: str | None = None,
     ) -> None:
         super().__init__(
             pipeline=pipeline,
@@ -90,6 +95,7 @@ class CocoDataset(PipelineDataset):
         self._asked_classes = class_names(metainfo)
         self._filter = _filter_options(filter_cfg)
         self._indices = indices
+        self.proposal_file = None if proposal_file is None else str(root / proposal_file)
         self._report = AnnotationReport(self.ann_file)
         self._category_to_label: dict[int | str, int] = {}
         self._classes: tuple[str, ...] | None = self._asked_classes
@@ -150,7 +156,13 @@ class CocoDataset(PipelineDataset):
             if self._passes_filter(image, annotations):
                 records.append(self._to_record(image, annotations))
         self._finish_report(len(records))
-        return records
+        if self.proposal_file is None:
+            return records
+        table = read_proposals(self.proposal_file)
+        return [
+            replace(record, proposals=table.find(record.path, record.image_id))
+            for record in records
+        ]
 
     def _choose_classes(self, coco: CocoFile) -> None:
         names = tuple(dict.fromkeys(coco.categories.values()))

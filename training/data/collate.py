@@ -24,7 +24,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         samples: One or more packed samples.
 
     Raises:
-        DatasetError: There is no sample, or an image has not three channels.
+        DatasetError: There is no sample, an image has not three channels, or not all have
+            proposals.
     """
     if not samples:
         raise DatasetError("a batch needs at least one sample")
@@ -40,6 +41,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         image_sizes=sizes,
         targets=[_targets(sample, height, width) for sample in samples],
         metas=[sample.meta for sample in samples],
+        proposals=_proposals(samples),
     )
 
 
@@ -67,6 +69,19 @@ def _put_image(sample: Sample, target: np.ndarray) -> None:
     target[:height, :width] = cv2.cvtColor(
         np.ascontiguousarray(image, dtype=target.dtype), cv2.COLOR_BGR2RGB
     )
+
+
+def _proposals(samples: Sequence[Sample]) -> Tensor | None:
+    """Return float32 [B, P, 4], rows past an image's own proposals are zero."""
+    loaded = [each.proposals for each in samples if each.proposals is not None]
+    if not loaded:
+        return None
+    if len(loaded) < len(samples):
+        raise DatasetError("some images of a batch have proposals, others have none")
+    table = torch.zeros(len(loaded), max(map(len, loaded)), 4)
+    for row, boxes in zip(table, loaded, strict=True):
+        row[: len(boxes)] = torch.from_numpy(np.array(boxes, np.float32))
+    return table
 
 
 def _targets(sample: Sample, height: int, width: int) -> Targets:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deploykit.training.data.boxes import Boxes
+from deploykit.training.data.boxes import Boxes, touch_image
 from deploykit.training.data.masks import InstanceMasks
 
 
@@ -25,6 +26,8 @@ class ImageRecord:
         labels: int64 [N], class indices.
         crowd: bool [N], regions that stand for many objects.
         segmentations: Per instance a COCO segmentation (polygons or RLE) or ``None``.
+        proposals: float32 [N, 5] (x1, y1, x2, y2, score) in pixels of the image, best first, if the
+            data set has a proposal file.
     """
 
     image_id: int | str
@@ -35,6 +38,7 @@ class ImageRecord:
     labels: npt.NDArray[np.int64]
     crowd: npt.NDArray[np.bool_]
     segmentations: tuple[Any, ...]
+    proposals: npt.NDArray[np.float32] | None = None
 
 
 def _no_image() -> npt.NDArray[Any]:
@@ -56,6 +60,7 @@ class Sample:
             boxes to ``ignored_boxes``.
         masks: Instance masks aligned with ``boxes``, in pixels of ``image``, if loaded.
         ignored_boxes: float32 [M, 4], regions where detections count neither way.
+        proposals: float32 [P, 4], xyxy in pixels of ``image``, best first, if loaded.
         meta: ``img_id``, ``img_path``, ``ori_shape`` (h, w), ``img_shape`` (h, w),
             ``scale_factor`` (w, h), ``flip``, ``flip_direction``...
         problems: (kind, example) of what was wrong with the sample's data, see
@@ -69,6 +74,7 @@ class Sample:
     ignore_flags: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     masks: InstanceMasks | None = None
     ignored_boxes: Boxes = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    proposals: Boxes | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
 
@@ -81,6 +87,17 @@ class Sample:
         """Replace the image and note its size as ``img_shape``."""
         self.image = image
         self.meta["img_shape"] = self.size
+
+    def move_boxes(self, move: Callable[[Boxes], Boxes]) -> None:
+        """Replace boxes and proposals by where they are after the image has changed."""
+        self.boxes = move(self.boxes)
+        if self.proposals is not None:
+            self.proposals = move(self.proposals)
+
+    def keep_proposals_inside(self) -> None:
+        """Drop the proposals that no longer reach into the image."""
+        if self.proposals is not None:
+            self.proposals = self.proposals[touch_image(self.proposals, *self.size)]
 
     def keep(self, chosen: npt.NDArray[np.bool_]) -> None:
         """Drop the instances for which ``chosen`` (bool [N]) is false."""

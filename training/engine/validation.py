@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -88,13 +88,26 @@ class Validator:
             )
         found: dict[int, Detections] = {}
         for rows, part in same_size_parts(batch, self.spec.input):
-            sizes = part.image_sizes.to(device) if self.spec.input.image_sizes_input else None
+            inputs = self._inputs(part, device)
             with torch.inference_mode():
-                outputs = model.predict(part.images.to(device), sizes)
+                outputs = model.predict(*inputs)
             found.update(
                 zip(rows, detections_of_batch(outputs, part, self.spec.classes), strict=True)
             )
         return [found[row] for row in range(len(batch.metas))]
+
+    def _inputs(self, batch: Batch, device: torch.device) -> list[Any]:
+        """Return the arguments of ``predict``."""
+        sizes = batch.image_sizes.to(device) if self.spec.input.image_sizes_input else None
+        inputs = [batch.images.to(device), sizes]
+        if self.spec.input.proposals:
+            if batch.proposals is None:
+                raise ConfigError(
+                    "the model needs proposals: give the validation set a proposal_file and its "
+                    "pipeline dict(type='LoadProposals')"
+                )
+            inputs.append(batch.proposals.to(device))
+        return inputs
 
     def _measure(self, results: dict[int | str, Detections]) -> dict[str, float]:
         numbers: dict[str, float] = {}
@@ -128,7 +141,8 @@ def same_size_parts(batch: Batch, spec: InputSpec) -> Iterator[tuple[list[int], 
             images = images.round().clamp(0, 255).to(torch.uint8)
         images = _padded(images, -height % spec.divisor, -width % spec.divisor, spec.pad_value)
         metas = [batch.metas[row] for row in rows]
-        yield rows, Batch(images.contiguous(), batch.image_sizes[rows], [], metas)
+        proposals = None if batch.proposals is None else batch.proposals[rows]
+        yield rows, Batch(images.contiguous(), batch.image_sizes[rows], [], metas, proposals)
 
 
 def _padded(images: Tensor, bottom: int, right: int, colour: Sequence[int]) -> Tensor:

@@ -20,6 +20,7 @@ from deploykit.training.models.coders.distance_point import DistancePointBBoxCod
 from deploykit.training.models.data_preprocessor import DetDataPreprocessor
 from deploykit.training.models.detectors.base import BaseDetector
 from deploykit.training.models.detectors.cascade_rcnn import CascadeRCNN
+from deploykit.training.models.detectors.fast_rcnn import FastRCNN
 from deploykit.training.models.detectors.faster_rcnn import FasterRCNN
 from deploykit.training.models.detectors.mask_rcnn import MaskRCNN
 from deploykit.training.models.detectors.retinanet import RetinaNet
@@ -73,6 +74,7 @@ __all__ = [
     "DistancePointBBoxCoder",
     "DynamicSoftLabelAssigner",
     "FCNMaskHead",
+    "FastRCNN",
     "FasterRCNN",
     "FocalLoss",
     "GIoULoss",

@@ -10,6 +10,7 @@ from deploykit.training.data.transforms.mixup import CachedMixUp, MixUp
 from deploykit.training.data.transforms.mosaic import CachedMosaic, Mosaic
 from deploykit.training.data.transforms.pack import PackDetInputs
 from deploykit.training.data.transforms.pad import Pad
+from deploykit.training.data.transforms.proposals import LoadProposals, ProposalBroadcaster
 from deploykit.training.data.transforms.resize import (
     FixScaleResize,
     RandomChoiceResize,
@@ -32,6 +33,7 @@ __all__ = [
     "FixScaleResize",
     "LoadAnnotations",
     "LoadImageFromFile",
+    "LoadProposals",
     "MinIoURandomCrop",
     "MixUp",
     "MixingTransform",
@@ -40,6 +42,7 @@ __all__ = [
     "Pad",
     "PhotoMetricDistortion",
     "Pipeline",
+    "ProposalBroadcaster",
     "RandomAffine",
     "RandomChoiceResize",
     "RandomCrop",

@@ -84,11 +84,11 @@ class RandomAffine(Transform):
         sample.set_image(warped)
         if sample.masks is not None:
             sample.masks = sample.masks.warp(matrix, height, width)
-        if len(sample.boxes):
-            sample.boxes = box_ops.warp(sample.boxes, matrix)
-            if self.bbox_clip_border:
-                sample.boxes = box_ops.clip(sample.boxes, height, width)
-            sample.keep(box_ops.touch_image(sample.boxes, height, width))
+        sample.move_boxes(lambda boxes: box_ops.warp(boxes, matrix))
+        if self.bbox_clip_border:
+            sample.move_boxes(lambda boxes: box_ops.clip(boxes, height, width))
+        sample.keep(box_ops.touch_image(sample.boxes, height, width))
+        sample.keep_proposals_inside()
         return sample
 
     def _draw_matrix(self, height: int, width: int, rng: np.random.Generator) -> Matrix:
@@ -155,7 +155,7 @@ class Expand(Transform):
         canvas = blank_canvas(new_height, new_width, self.mean, sample.image.dtype)
         canvas[top : top + height, left : left + width] = sample.image
         sample.set_image(canvas)
-        sample.boxes = box_ops.shift(sample.boxes, left, top)
+        sample.move_boxes(lambda boxes: box_ops.shift(boxes, left, top))
         if sample.masks is not None:
             sample.masks = sample.masks.place(new_height, new_width, left, top)
         return sample

@@ -17,13 +17,17 @@ CROP_TYPES = ("absolute", "absolute_range", "relative", "relative_range")
 
 
 def crop_sample(sample: Sample, x1: int, y1: int, x2: int, y2: int, clip_boxes: bool) -> None:
-    """Cut columns x1..x2 and rows y1..y2 out of a sample; its boxes move along, none is dropped."""
+    """Cut columns x1..x2 and rows y1..y2 out of a sample; its boxes move along, none is dropped.
+
+    Proposals that it leaves out are dropped.
+    """
     # A copy, so that the large image does not stay alive behind the cut-out.
     sample.set_image(sample.image[y1:y2, x1:x2].copy())
     height, width = sample.size
-    sample.boxes = box_ops.shift(sample.boxes, -x1, -y1)
+    sample.move_boxes(lambda boxes: box_ops.shift(boxes, -x1, -y1))
     if clip_boxes:
-        sample.boxes = box_ops.clip(sample.boxes, height, width)
+        sample.move_boxes(lambda boxes: box_ops.clip(boxes, height, width))
+    sample.keep_proposals_inside()
     if sample.masks is not None:
         sample.masks = sample.masks.crop(x1, y1, x1 + width, y1 + height)
 

@@ -72,7 +72,7 @@ def flip_sample(sample: Sample, direction: str) -> Sample:
     """
     height, width = sample.size
     sample.set_image(cv2.flip(sample.image, _CV_CODES[direction]))
-    sample.boxes = box_ops.flip(sample.boxes, height, width, direction)
+    sample.move_boxes(lambda boxes: box_ops.flip(boxes, height, width, direction))
     if sample.masks is not None:
         sample.masks = sample.masks.flip(direction)
     return sample

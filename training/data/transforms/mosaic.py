@@ -102,7 +102,13 @@ class MosaicLayout:
 
 
 def merge_instances(samples: Sequence[Sample]) -> Sample:
-    """Return a copy of the first sample that holds the instances of all of them."""
+    """Return a copy of the first sample that holds the instances of all of them.
+
+    Raises:
+        ConfigError: They have proposals, which are of one image each.
+    """
+    if any(each.proposals is not None for each in samples):
+        raise ConfigError("images with proposals cannot be mixed; leave out Mosaic and MixUp")
     merged = samples[0].copy()
     merged.boxes = np.concatenate([each.boxes for each in samples])
     merged.labels = np.concatenate([each.labels for each in samples])

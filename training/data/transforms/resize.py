@@ -124,9 +124,9 @@ class Resize(Transform):
             resize_image(sample.image, new_width, new_height, self.interpolation, self.backend)
         )
         width_factor, height_factor = new_width / width, new_height / height
-        sample.boxes = box_ops.scale(sample.boxes, width_factor, height_factor)
+        sample.move_boxes(lambda boxes: box_ops.scale(boxes, width_factor, height_factor))
         if self.clip_object_border:
-            sample.boxes = box_ops.clip(sample.boxes, new_height, new_width)
+            sample.move_boxes(lambda boxes: box_ops.clip(boxes, new_height, new_width))
         if sample.masks is not None:
             sample.masks = sample.masks.resize(new_height, new_width)
         sample.meta["scale_factor"] = (width_factor, height_factor)

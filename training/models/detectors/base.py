@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, overload
+from typing import Any, ClassVar, cast, overload
 
 from torch import Tensor, nn
 
@@ -24,7 +24,17 @@ class BaseDetector(nn.Module, ABC):
         data_preprocessor: Config of the data preprocessor; the default passes BGR pixels on as
             they are.
         init_cfg: Config of the initialisation of the whole, usually pretrained weights.
+
+    Attributes:
+        takes_proposals: Whether ``predict`` has a third input ``proposals`` float32 [B, P, 4] (xyxy
+            in pixels of the network input, rows without area are empty) and ``loss`` needs those of
+            the batch.
     """
+
+    takes_proposals: ClassVar[bool] = False
+    # Subclasses build them; a detector of another make overrides what uses them.
+    backbone: Any
+    neck: Any
 
     def __init__(
         self, data_preprocessor: Mapping[str, Any] | None = None, init_cfg: InitConfig = None
@@ -36,9 +46,17 @@ class BaseDetector(nn.Module, ABC):
         self.init_cfg = init_cfg
 
     @property
-    @abstractmethod
     def size_divisor(self) -> int:
-        """What height and width of the network input must be multiples of."""
+        """What height and width of the network input must be multiples of.
+
+        The coarsest stride of the backbone, or the preprocessor's divisor if that is larger.
+        """
+        return int(max(*self.backbone.out_strides, self.data_preprocessor.pad_size_divisor))
+
+    def extract_feat(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return the features of normalised images [B, 3, H, W], one tensor per level."""
+        feats = self.backbone(pixels)
+        return cast(tuple[Tensor, ...], feats if self.neck is None else self.neck(feats))
 
     @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:

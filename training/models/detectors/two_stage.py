@@ -61,16 +61,6 @@ class TwoStageDetector(BaseDetector):
             training.get("rpn_proposal") or testing.get("rpn")
         )
 
-    @property
-    def size_divisor(self) -> int:
-        """The coarsest stride of the backbone, or the preprocessor's divisor if that is larger."""
-        return int(max(*self.backbone.out_strides, self.data_preprocessor.pad_size_divisor))
-
-    def extract_feat(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Return the features of normalised images [B, 3, H, W], one tensor per level."""
-        feats = self.backbone(pixels)
-        return cast(tuple[Tensor, ...], feats if self.neck is None else self.neck(feats))
-
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """See ``BaseDetector.loss``; the losses of both stages."""
         feats = self.extract_feat(self.data_preprocessor(batch.images, batch.image_sizes))

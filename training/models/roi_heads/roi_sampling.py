@@ -33,6 +33,11 @@ class Proposals:
         rows = torch.arange(boxes.shape[1], device=boxes.device)
         return cls(boxes, rows < counts[:, None])
 
+    @classmethod
+    def of_boxes(cls, boxes: Tensor) -> Proposals:
+        """Return the proposals of ``boxes`` [B, P, 4], of which those without area are empty."""
+        return cls(boxes, (boxes[..., 2:] > boxes[..., :2]).all(dim=-1))
+
     def to_rois(self) -> Tensor:
         """Return all rows, empty ones too, as float32 [B * P, 5] (image, x1, y1, x2, y2)."""
         batch, count = self.boxes.shape[:2]
