@@ -84,6 +84,15 @@ class ConversionParity:
             "image_source": self.images,
             "max_box_error_px": max(run["max_box_error_px"] for run in runs),
             "max_score_error": max(run["max_score_error"] for run in runs),
+            "max_mask_probability_error": max(
+                (error for run in runs if (error := run["max_mask_probability_error"]) is not None),
+                default=None,
+            ),
+            "min_pasted_mask_iou": min(
+                (iou for run in runs if (iou := run["min_pasted_mask_iou"]) is not None),
+                default=None,
+            ),
+            "explained": sum(run["explained"] for run in runs),
             "runs": runs,
         }
 

@@ -68,6 +68,35 @@ class PyTorchBackend:
         self, images: npt.NDArray[np.uint8], image_sizes: npt.NDArray[np.int32]
     ) -> dict[str, npt.NDArray[Any]]:
         """Run the network on one batch; see ``Backend.infer``."""
+        return self._infer(images, image_sizes)
+
+    def infer_with_noise(
+        self,
+        images: npt.NDArray[np.uint8],
+        image_sizes: npt.NDArray[np.int32],
+        noise: float,
+        seed: int,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Run the network with noise on its weights, to see which results rounding decides.
+
+        Args:
+            images: See ``Backend.infer``.
+            image_sizes: See ``Backend.infer``.
+            noise: Every weight is multiplied by a random number within 1 - noise and 1 + noise.
+            seed: The same seed gives the same noise.
+
+        Raises:
+            BackendError: The engine failed or is closed.
+        """
+        return self._infer(images, image_sizes, noise, seed)
+
+    def _infer(
+        self,
+        images: npt.NDArray[np.uint8],
+        image_sizes: npt.NDArray[np.int32],
+        noise: float | None = None,
+        seed: int = 0,
+    ) -> dict[str, npt.NDArray[Any]]:
         torch = self._torch
         with self._lock, torch.inference_mode():
             if self._model is None:
@@ -77,7 +106,11 @@ class PyTorchBackend:
                 sizes = None
                 if self.spec.input.image_sizes_input:
                     sizes = torch.from_numpy(image_sizes).to(self.device)
-                outputs = self._model.predict(batch, sizes)
+                if noise is None:
+                    outputs = self._model.predict(batch, sizes)
+                else:
+                    weights = self._noisy_weights(noise, seed)
+                    outputs = torch.func.functional_call(self._model, weights, (batch, sizes))
                 return {
                     name: output.cpu().numpy()
                     for name, output in zip(self.spec.output.names, outputs, strict=True)
@@ -87,6 +120,15 @@ class PyTorchBackend:
                     f"PyTorch failed on {self.path} with an input of shape {list(images.shape)}: "
                     f"{one_line(error)}"
                 ) from error
+
+    def _noisy_weights(self, noise: float, seed: int) -> dict[str, Any]:
+        torch = self._torch
+        generator = torch.Generator().manual_seed(seed)
+        weights = {}
+        for name, weight in self._model.named_parameters():
+            factors = torch.empty(weight.shape).uniform_(1 - noise, 1 + noise, generator=generator)
+            weights[name] = weight * factors.to(weight.device, weight.dtype)
+        return weights
 
     def close(self) -> None:
         """Release the model; an inference that is under way finishes first."""

@@ -58,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lowering",
         default="standard",
         metavar="NAME",
-        help="how NMS is written; standard: plain ONNX operators (standard)",
+        help="how NMS and RoIAlign are written. standard: ONNX's own operators, for ONNX Runtime "
+        "and OpenVINO; primitive: plain arithmetic, for engines without those operators, such as "
+        "TensorRT-RTX; plugin: one node each, for TensorRT with deploykit's plugins, with the "
+        "primitive form as its function body (standard)",
     )
     graph.add_argument(
         "--nms-pre",
@@ -102,6 +105,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="largest score difference (0.0001)",
     )
+    parity.add_argument(
+        "--mask-tolerance",
+        type=float,
+        default=0.001,
+        metavar="P",
+        help="largest difference of mask probabilities (0.001)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,7 +148,11 @@ def run(args: argparse.Namespace) -> int:
             test_options=_test_options(args),
             parity=ParityOptions(
                 args.parity_images,
-                ParityTolerances(box=args.box_tolerance, score=args.score_tolerance),
+                ParityTolerances(
+                    box=args.box_tolerance,
+                    score=args.score_tolerance,
+                    mask_probability=args.mask_tolerance,
+                ),
             ),
             step=steps,
         )
@@ -203,23 +217,29 @@ def _print_parity(console: Console, parity: ConversionParity) -> None:
 
     title = f"Parity with PyTorch on {parity.images}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    summaries = [report.summary() for _, report in parity.runs]
+    with_masks = any(numbers["min_pasted_mask_iou"] is not None for numbers in summaries)
+    masks = ("mask", "IoU") if with_masks else ()
     table.add_column("input", no_wrap=True)
-    for column in ("batch", "images", "matched", "lone", "box px", "score"):
+    for column in ("batch", "images", "matched", "lone", "tied", "box px", "score", *masks):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for run, report in parity.runs:
-        numbers = report.summary()
+    for (run, report), numbers in zip(parity.runs, summaries, strict=True):
+        error, iou = numbers["max_mask_probability_error"], numbers["min_pasted_mask_iou"]
         table.add_row(
             run.size_text,
             str(run.batch),
             str(run.images),
-            str(numbers["matched"]),
-            str(numbers["unmatched"]),
+            *(str(numbers[key]) for key in ("matched", "unmatched", "explained")),
             f"{numbers['max_box_error_px']:.1e}",
             f"{numbers['max_score_error']:.1e}",
+            *(("-" if error is None else f"{error:.1e}",) if with_masks else ()),
+            *(("-" if iou is None else f"{iou:.3f}",) if with_masks else ()),
             Text("pass", "green") if report.passed else Text("FAIL", "bold red"),
         )
     console.print(table)
+    if any(numbers["explained"] for numbers in summaries):
+        console.print("tied: detections that differ where rounding decides (docs/parity.md)")
     for run, report in parity.runs:
         if not report.passed:
             console.print(f"{run}:", style="bold")

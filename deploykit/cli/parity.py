@@ -64,6 +64,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest score difference (0.0001)",
     )
     parser.add_argument(
+        "--mask-tolerance",
+        type=float,
+        default=0.001,
+        metavar="P",
+        help="largest difference of mask probabilities (0.001)",
+    )
+    parser.add_argument(
+        "--mask-iou",
+        type=float,
+        default=0.99,
+        metavar="IOU",
+        help="smallest IoU of two masks, as the network gives them and pasted (0.99)",
+    )
+    parser.add_argument(
+        "--explained",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="largest share of detections that may differ where rounding decides, as runs of the "
+        "reference with noise show; 0: none, and no such runs (0.01)",
+    )
+    parser.add_argument(
         "--score-margin",
         type=float,
         metavar="S",
@@ -111,6 +133,9 @@ def run(args: argparse.Namespace) -> int:
         score=args.score_tolerance,
         count_threshold=args.score,
         score_margin=args.score_margin,
+        mask_probability=args.mask_tolerance,
+        mask_iou=args.mask_iou,
+        explained=args.explained,
         allow_empty=args.allow_empty,
     )
     if args.json is not None:

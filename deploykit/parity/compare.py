@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from deploykit.errors import UsageError
 from deploykit.image_io import BgrImage, as_bgr, read_image
-from deploykit.parity.image_parity import compare_outputs
+from deploykit.parity.image_parity import Agreement, compare_outputs, detections_in_image
 from deploykit.parity.raw_outputs import RawOutputs, output_faults, split_batch
 from deploykit.parity.report import ImageParity, ModelIdentity, ParityReport
+from deploykit.parity.rounding import RUNS, RoundingRuns
 from deploykit.parity.tolerances import ParityTolerances
 from deploykit.spec import DimRange
 
@@ -103,7 +104,9 @@ def compare(
     Every image goes through each detector's own preprocessing and backend; the score thresholds of
     the detectors play no part. The reference runs at batch size 1 (or its smallest), the candidate
     at ``batch_size``; above 1 the candidate's results are also compared with its own at batch size
-    1, since the rows of a batch must not influence one another.
+    1, since the rows of a batch must not influence one another. Where detections differ, a
+    reference that can (``infer_with_noise``) runs again with rounding noise, which shows whether
+    the difference is one that rounding decides.
 
     Args:
         reference: The detector that is taken to be right.
@@ -189,24 +192,73 @@ def _compare_images(
 def _compare_image(
     record: _Record, reference: Detector, candidate: Detector, tolerances: ParityTolerances
 ) -> ImageParity:
-    outputs, (first, second) = record.outputs, record.inputs
-    factors = first.scale_factor, second.scale_factor
-    batch = None
-    if "single" in outputs:
-        own = factors[1], factors[1]
-        batch = compare_outputs(outputs["single"], outputs["candidate"], own, tolerances)
+    first, second = record.inputs
+    agreement, batch = _agreements(record, tolerances)
+    if any(one is not None and one.is_disputed(tolerances) for one in (agreement, batch)):
+        rounding = _rounding_runs(record, reference, tolerances)
+        agreement, batch = _agreements(record, tolerances, rounding)
     shapes = [(item.pixels.shape[0], item.pixels.shape[1]) for item in (first, second)]
     return ImageParity(
         record.name,
         record.size,
-        compare_outputs(outputs["reference"], outputs["candidate"], factors, tolerances),
+        agreement,
         batch,
         (shapes[0], shapes[1]),
         record.same_input,
         (
-            *(("reference", text) for text in output_faults(outputs["reference"], reference.spec)),
-            *(("candidate", text) for text in output_faults(outputs["candidate"], candidate.spec)),
+            *(
+                ("reference", text)
+                for text in output_faults(record.outputs["reference"], reference.spec)
+            ),
+            *(
+                ("candidate", text)
+                for text in output_faults(record.outputs["candidate"], candidate.spec)
+            ),
         ),
+    )
+
+
+def _agreements(
+    record: _Record, tolerances: ParityTolerances, rounding: RoundingRuns | None = None
+) -> tuple[Agreement, Agreement | None]:
+    """Compare reference and candidate, and the candidate in a batch with itself alone."""
+    outputs, (first, second) = record.outputs, record.inputs
+    batch = None
+    if "single" in outputs:
+        own = second.scale_factor, second.scale_factor
+        batch = compare_outputs(outputs["single"], outputs["candidate"], own, tolerances, rounding)
+    factors = first.scale_factor, second.scale_factor
+    return (
+        compare_outputs(outputs["reference"], outputs["candidate"], factors, tolerances, rounding),
+        batch,
+    )
+
+
+def _rounding_runs(
+    record: _Record, reference: Detector, tolerances: ParityTolerances
+) -> RoundingRuns | None:
+    """Run the reference with rounding noise, if it can do that and explanations are wanted."""
+    backend: Any = reference.backend
+    if (
+        not hasattr(backend, "infer_with_noise")
+        or tolerances.explained == 0
+        or 1 not in reference.spec.input.batch
+    ):
+        return None
+    network_input = record.inputs[0]
+    factor = network_input.scale_factor
+    noisy = []
+    for seed in range(RUNS):
+        outputs = backend.infer_with_noise(
+            network_input.pixels[None], network_input.image_size[None], tolerances.rounding, seed
+        )
+        (row,) = split_batch(outputs, 1, "the reference with noise")
+        noisy.append(detections_in_image(row, factor))
+    return RoundingRuns.of(
+        detections_in_image(record.outputs["reference"], factor),
+        noisy,
+        np.tile(factor, 2),
+        tolerances,
     )
 
 

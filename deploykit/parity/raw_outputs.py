@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,21 +179,3 @@ def masks_comparable(reference: RawOutputs, candidate: RawOutputs) -> bool:
     if reference.masks is None or candidate.masks is None:
         return False
     return reference.masks.shape[1:] == candidate.masks.shape[1:]
-
-
-def mask_ious(
-    reference: npt.NDArray[Any], candidate: npt.NDArray[Any], pairs: Sequence[tuple[int, int]]
-) -> list[float]:
-    """Return the IoU of the masks of matched rows, binarised at probability 0.5; 1 for empty ones.
-
-    Args:
-        reference: float [K, h, w], logits.
-        candidate: float [K, h, w], logits.
-        pairs: Row indices (reference, candidate).
-    """
-    ious = []
-    for row, column in pairs:
-        first, second = reference[row] > 0, candidate[column] > 0
-        union = int((first | second).sum())
-        ious.append(int((first & second).sum()) / union if union else 1.0)
-    return ious

@@ -17,7 +17,7 @@ import numpy as np
 from deploykit.atomic_file import write_atomic
 from deploykit.parity.image_parity import Agreement, Failure, LoneDetection, Side
 from deploykit.parity.matching import Floats
-from deploykit.parity.tolerances import ParityTolerances
+from deploykit.parity.tolerances import FEW_EXPLAINED, ParityTolerances
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -138,6 +138,7 @@ class ParityReport:
                 f"nothing compared: neither model has a detection with a score of "
                 f"{self.tolerances.count_threshold:g} or more in {_images(len(self.images))}"
             )
+        reasons += self._too_much_explained()
         by_kind: dict[str, list[tuple[int, Failure]]] = defaultdict(list)
         for index, image in enumerate(self.images):
             for failure in image.failures(self.tolerances):
@@ -149,11 +150,29 @@ class ParityReport:
             reasons.append(f"{kind}{self._limit(kind)} in {images}: {where}")
         return tuple(reasons)
 
+    def _too_much_explained(self) -> list[str]:
+        """Return what to object to where rounding decides more than a few detections."""
+        reasons = []
+        runs = {
+            "": [image.agreement for image in self.images],
+            "batch against batch 1: ": [image.batch for image in self.images if image.batch],
+        }
+        for name, agreements in runs.items():
+            explained = sum(len(agreement.explained) for agreement in agreements)
+            counted = sum(sum(agreement.counts) for agreement in agreements)
+            if explained > max(FEW_EXPLAINED, self.tolerances.explained * counted):
+                reasons.append(
+                    f"{name}{explained} of {counted} detections differ where rounding decides, "
+                    f"more than {100 * self.tolerances.explained:g} % of them"
+                )
+        return reasons
+
     def _limit(self, kind: str) -> str:
         limits = {
             "box error": f" above {self.tolerances.box:g} px",
             "score error": f" above {self.tolerances.score:g}",
             "mask IoU": f" below {self.tolerances.mask_iou:g}",
+            "mask probability error": f" above {self.tolerances.mask_probability:g}",
         }
         return next((text for name, text in limits.items() if kind.endswith(name)), "")
 
@@ -173,6 +192,13 @@ class ParityReport:
             notes.append(
                 f"{len(self.boundary)} boundary cases: detections that only one model counts, "
                 f"within {self.tolerances.margin:g} of the count threshold"
+            )
+        explained = sum(len(image.agreement.explained) for image in self.images)
+        explained += sum(len(image.batch.explained) for image in self.images if image.batch)
+        if explained:
+            notes.append(
+                f"{explained} detections differ where rounding decides: under relative noise of "
+                f"{self.tolerances.rounding:g} on its weights the reference has them or not"
             )
         if self.batch_note:
             notes.append(f"batch invariance was not measured: {self.batch_note}")
@@ -203,7 +229,6 @@ class ParityReport:
     def statistics(self) -> dict[str, Any]:
         """Return the overall numbers as plain values (see ``docs/parity.md`` for each key)."""
         agreements = [image.agreement for image in self.images]
-        ious = np.concatenate([np.zeros(0), *(agreement.mask_ious for agreement in agreements)])
         return {
             "images": len(self.images),
             "images_with_equal_counts": self.equal_counts,
@@ -212,6 +237,7 @@ class ParityReport:
             "candidate_detections": sum(agreement.counts[1] for agreement in agreements),
             "matched": sum(len(agreement.box_errors) for agreement in agreements),
             "unmatched": sum(len(agreement.unmatched) for agreement in agreements),
+            "explained": sum(len(agreement.explained) for agreement in agreements),
             "boundary": len(self.boundary),
             "label_flips": sum(len(agreement.label_flips) for agreement in agreements),
             "box_error_px": _statistics(agreement.box_errors for agreement in agreements),
@@ -219,7 +245,7 @@ class ParityReport:
                 agreement.box_errors_original for agreement in agreements
             ),
             "score_error": _statistics(agreement.score_errors for agreement in agreements),
-            "mask_iou_min": float(ious.min()) if len(ious) else None,
+            **_mask_statistics(agreements),
             "raw": _raw_statistics(agreements),
             "batch_invariance": self._batch_statistics(),
         }
@@ -232,6 +258,7 @@ class ParityReport:
             "identical_images": sum(agreement.raw.identical for agreement in agreements),
             "images": len(agreements),
             "failed_images": sum(bool(one.failures(self.tolerances)) for one in agreements),
+            "explained": sum(len(one.explained) for one in agreements),
             "max_box_error_px": ErrorStatistics.of(one.box_errors for one in agreements).max,
             "max_score_error": ErrorStatistics.of(one.score_errors for one in agreements).max,
             "raw": _raw_statistics(agreements),
@@ -250,10 +277,14 @@ class ParityReport:
             "batch_size": self.batch_size,
             "matched": numbers["matched"],
             "unmatched": numbers["unmatched"],
+            "explained": numbers["explained"],
             "boundary": numbers["boundary"],
             "label_flips": numbers["label_flips"],
             "max_box_error_px": numbers["box_error_px"]["max"],
             "max_score_error": numbers["score_error"]["max"],
+            "max_mask_probability_error": numbers["mask_probability_error_max"],
+            "min_mask_iou": numbers["mask_iou_min"],
+            "min_pasted_mask_iou": numbers["pasted_mask_iou_min"],
             "max_batch_box_error_px": None if batch is None else batch["max_box_error_px"],
             "max_batch_score_error": None if batch is None else batch["max_score_error"],
             "tolerances": dataclasses.asdict(self.tolerances),
@@ -289,14 +320,18 @@ class ParityReport:
             "candidate_detections": agreement.counts[1],
             "matched": len(agreement.box_errors),
             "unmatched": [dataclasses.asdict(item) for item in agreement.unmatched],
+            "explained": [dataclasses.asdict(item) for item in agreement.explained],
             "boundary": [dataclasses.asdict(item) for item in agreement.boundary],
             "label_flips": [dataclasses.asdict(item) for item in agreement.label_flips],
             "box_error_px": _statistics([agreement.box_errors]),
             "box_error_original_px": _statistics([agreement.box_errors_original]),
             "score_error": _statistics([agreement.score_errors]),
-            "mask_iou_min": float(agreement.mask_ious.min()) if len(agreement.mask_ious) else None,
+            **_mask_statistics([agreement]),
             "raw": _raw_statistics([agreement]),
             "batch_raw": None if image.batch is None else _raw_statistics([image.batch]),
+            "batch_explained": [
+                dataclasses.asdict(item) for item in (image.batch.explained if image.batch else ())
+            ],
         }
 
     def write_json(self, path: str | os.PathLike[str]) -> None:
@@ -312,6 +347,18 @@ class ParityReport:
 
 def _statistics(parts: Iterable[Floats]) -> dict[str, float]:
     return dataclasses.asdict(ErrorStatistics.of(parts))
+
+
+def _mask_statistics(agreements: list[Agreement]) -> dict[str, float | None]:
+    """Return the worst agreement of masks; ``None`` where no masks were compared."""
+    masks = [one.masks for one in agreements if one.masks is not None and len(one.masks.ious)]
+    return {
+        "mask_probability_error_max": max(
+            (one.max_probability_error for one in masks), default=None
+        ),
+        "mask_iou_min": min((one.min_iou for one in masks), default=None),
+        "pasted_mask_iou_min": min((one.min_pasted_iou for one in masks), default=None),
+    }
 
 
 def _raw_statistics(agreements: list[Agreement]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.text import Text
 from deploykit.parity.report import ImageParity, ModelIdentity, ParityReport
 
 _WORST_IMAGES = 5
+_EXPLAINED_LISTED = 8
 
 
 def render_report(report: ParityReport) -> RenderableType:
@@ -29,6 +30,8 @@ def render_report(report: ParityReport) -> RenderableType:
     worst = report.worst_images(_WORST_IMAGES)
     if worst:
         parts.append(_worst(report, worst))
+    if numbers["explained"]:
+        parts.append(_explained(report))
     parts += [Text(f"note: {note}", style="yellow") for note in report.notes]
     if report.passed:
         parts.append(Text("parity: PASS", style="bold green"))
@@ -62,11 +65,16 @@ def _errors(report: ParityReport, numbers: dict[str, Any]) -> Table:
         values = [f"{errors[column]:.2e}" for column in ("mean", "p99", "max")]
         style = "red" if limit is not None and errors["max"] > limit else None
         table.add_row(name, *values, "" if limit is None else f"{limit:g}", style=style)
-    lowest = numbers["mask_iou_min"]
-    if lowest is not None:
-        style = "red" if lowest < tolerances.mask_iou else None
-        limits = f"{lowest:.4f}", f"{tolerances.mask_iou:g}"
-        table.add_row("mask IoU (max is the lowest)", "", "", *limits, style=style)
+    for name, key, limit, sign in (
+        ("mask probability", "mask_probability_error_max", tolerances.mask_probability, 1),
+        ("lowest mask IoU", "mask_iou_min", tolerances.mask_iou, -1),
+        ("lowest IoU of pasted masks", "pasted_mask_iou_min", tolerances.mask_iou, -1),
+    ):
+        worst = numbers[key]
+        if worst is not None:
+            style = "red" if sign * worst > sign * limit else None
+            text = f"{worst:.2e}" if sign > 0 else f"{worst:.4f}"
+            table.add_row(name, "", "", text, f"{limit:g}", style=style)
     return table
 
 
@@ -83,6 +91,8 @@ def _counts(numbers: dict[str, Any]) -> Table:
         ("unmatched", numbers["unmatched"]),
         ("label flips", numbers["label_flips"]),
         ("near the threshold, one side only", numbers["boundary"]),
+        ("differ where rounding decides", numbers["explained"]),
+        ("images that fail", numbers["images_failed"]),
     ]
     for first, second in zip(cells[::2], cells[1::2], strict=True):
         table.add_row(first[0], str(first[1]), second[0], str(second[1]))
@@ -124,6 +134,25 @@ def _worst(report: ParityReport, images: list[ImageParity]) -> Table:
             str(len(agreement.label_flips)),
             style="red" if image.failures(report.tolerances) else None,
         )
+    return table
+
+
+def _explained(report: ParityReport) -> Table:
+    table = Table(title="Detections that differ where rounding decides", title_justify="left")
+    table.add_column("image", overflow="fold")
+    for column in ("only in the", "class", "score", "box"):
+        table.add_column(column, overflow="fold")
+    found = [(image, item) for image in report.images for item in image.agreement.explained]
+    for image, item in found[:_EXPLAINED_LISTED]:
+        table.add_row(
+            escape(_short(image.name)),
+            item.side,
+            escape(report.class_names[item.label]),
+            f"{item.score:.4f}",
+            ", ".join(f"{side:.1f}" for side in item.box),
+        )
+    if len(found) > _EXPLAINED_LISTED:
+        table.add_row(f"{len(found) - _EXPLAINED_LISTED} more", "", "", "", "")
     return table
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 
 from deploykit.errors import UsageError
 
+FEW_EXPLAINED = 4
+
 
 @dataclass(frozen=True)
 class ParityTolerances:
@@ -22,11 +24,16 @@ class ParityTolerances:
         score_margin: A detection whose score lies within this distance of ``count_threshold`` may
             be missing on the other side: it is listed as a boundary case and does not fail. The
             score tolerance by default.
-        mask_iou: Smallest IoU of the masks of two matched detections, each binarised at probability
-            0.5 in the frame of its box.
+        mask_probability: Largest difference of the mask probabilities of two matched detections.
+        mask_iou: Smallest IoU of the masks of two matched detections, each cut off at probability
+            0.5, both as the network gives them and pasted into their boxes.
         match_iou: Smallest IoU at which two boxes that differ by more than the tolerance are
             still taken for the same object, so that the report can say by how much they differ.
         allow_empty: Whether a comparison in which neither model found anything may pass.
+        explained: Largest share of the detections that may differ where rounding decides; a handful
+            (``FEW_EXPLAINED``) may in any case. 0: no explanation is sought.
+        rounding: Relative noise on the reference's weights that stands for rounding; the default
+            is for float32.
 
     Raises:
         UsageError: A value is out of range.
@@ -36,9 +43,12 @@ class ParityTolerances:
     score: float = 1e-4
     count_threshold: float = 0.05
     score_margin: float | None = None
+    mask_probability: float = 1e-3
     mask_iou: float = 0.99
     match_iou: float = 0.5
     allow_empty: bool = False
+    explained: float = 0.01
+    rounding: float = 1e-6
 
     def __post_init__(self) -> None:
         for field in fields(self):

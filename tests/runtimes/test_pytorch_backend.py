@@ -31,6 +31,9 @@ class MeanColour(torch.nn.Module):
         count = torch.ones(len(images), dtype=torch.int32)
         return boxes, mean[:, :1] / 255, count[:, None], count
 
+    def forward(self, *inputs: torch.Tensor) -> tuple:
+        return self.predict(*inputs)
+
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, spec: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -108,3 +111,17 @@ def test_options(checkpoint: Path) -> None:
         assert backend.infer(images, sizes)["num_dets"].tolist() == [1, 1]
     finally:
         torch.set_num_threads(before)
+
+
+def test_noise_on_the_weights_is_small_repeatable_and_gone_afterwards(checkpoint: Path):
+    backend = PyTorchBackend(checkpoint)
+    inputs = batch(2)
+    scores = backend.infer(*inputs)["scores"]
+    noisy = [backend.infer_with_noise(*inputs, 1e-3, seed)["scores"] for seed in (0, 1, 1)]
+    for found in noisy:
+        assert 0 < np.abs(found / scores - 1).max() < 1.001e-3
+    assert (noisy[0] != noisy[1]).all() and (noisy[1] == noisy[2]).all()
+    np.testing.assert_array_equal(backend.infer(*inputs)["scores"], scores)
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        backend.infer_with_noise(*inputs, 1e-3, 0)

@@ -244,19 +244,71 @@ def test_models_that_scale_differently_are_compared_in_the_references_frame(fake
     assert "different network inputs for 1 image (10x15 and 20x30 for image 0)" in report.notes[0]
 
 
-def test_masks_are_compared_by_iou(fakes):
-    def answers(columns):
-        outputs = fakes.rows_of(CAT)
+def masked(fakes, columns, logit=0.8, box=CAT):
+    """A detector that finds ``box`` with a mask of 4x4 cells, of which some columns are set."""
+    outputs = fakes.rows_of(box)
+    outputs["masks"] = np.zeros((fakes.ROWS, 4, 4), np.float32)
+    outputs["masks"][0] = -logit
+    outputs["masks"][0, :, :columns] = logit
+    return fakes.Detector({7: outputs})
+
+
+def test_masks_are_compared_by_probability_and_iou(fakes):
+    same = compare(masked(fakes, 2), masked(fakes, 2), [fakes.image_of(7)])
+    numbers = same.statistics()
+    assert same.passed and numbers["mask_iou_min"] == numbers["pasted_mask_iou_min"] == 1.0
+    assert numbers["mask_probability_error_max"] == 0
+    report = compare(masked(fakes, 2), masked(fakes, 3), [fakes.image_of(7)])
+    # Probabilities 0.69 and 0.31. Pasted into 6x6 pixels: 3 columns without two corners (16), and
+    # two columns more, of which the second, just at 0.5, falls below it at the ends (26).
+    assert report.reasons == (
+        "mask probability error above 0.001 in 1 image: 3.80e-01 in image 0",
+        "mask IoU below 0.99 in 1 image: 0.6667 in image 0",
+        "pasted mask IoU below 0.99 in 1 image: 0.6154 in image 0",
+    )
+    assert report.summary()["min_mask_iou"] == pytest.approx(2 / 3)
+
+
+def test_masks_on_one_side_only_fail(fakes):
+    bare = compare(masked(fakes, 2), fakes.Detector({7: fakes.rows_of(CAT)}), [fakes.image_of(7)])
+    assert "masks in 1 image: not given by both models in the same size" in reasons(bare)
+    assert bare.statistics()["mask_iou_min"] is None
+
+
+def test_the_mask_tolerance_decides_and_the_iou_alone_can_fail(fakes):
+    weak = masked(fakes, 2, 0.8), masked(fakes, 2, 0.81)
+    report = compare(*weak, [fakes.image_of(7)])
+    assert reasons(report) == "mask probability error above 0.001 in 1 image: 2.14e-03 in image 0"
+    assert compare(*weak, [fakes.image_of(7)], ParityTolerances(mask_probability=0.01)).passed
+    wide = ParityTolerances(mask_probability=0.4)
+    assert compare(masked(fakes, 2), masked(fakes, 3), [fakes.image_of(7)], wide).passed
+    strict = ParityTolerances(mask_probability=0.38)
+    assert "mask IoU" in reasons(
+        compare(masked(fakes, 2, 3.0), masked(fakes, 3, 3.0), [fakes.image_of(7)], strict)
+    )
+
+
+def test_mask_pixels_that_neither_model_is_sure_of_count_for_no_iou(fakes):
+    # The cells of the third column have a probability of 0.5002 and of 0.4998.
+    detectors = masked(fakes, 2), masked(fakes, 2)
+    for detector, logit in zip(detectors, (8e-4, -8e-4), strict=True):
+        detector.backend.answers[7]["masks"][0, :, 2] = logit
+    report = compare(*detectors, [fakes.image_of(7)])
+    assert report.passed and report.statistics()["mask_iou_min"] == 1.0
+    strict = ParityTolerances(mask_probability=1e-5)
+    assert "mask IoU below" in reasons(compare(*detectors, [fakes.image_of(7)], strict))
+
+
+def test_the_mask_of_the_matched_row_is_compared(fakes):
+    def answers(order):
+        outputs = fakes.rows_of(*[(CAT, (*DOG[:4], 0.9, 1))[i] for i in order])
         outputs["masks"] = np.zeros((fakes.ROWS, 4, 4), np.float32)
-        outputs["masks"][0, :, :columns] = 0.8
+        for row, detection in enumerate(order):
+            outputs["masks"][row] = -3
+            outputs["masks"][row, : detection + 1] = 3
         return fakes.Detector({7: outputs})
 
-    same = compare(answers(2), answers(2), [fakes.image_of(7)])
-    assert same.passed and same.statistics()["mask_iou_min"] == 1.0
-    report = compare(answers(2), answers(3), [fakes.image_of(7)])
-    assert reasons(report) == "mask IoU below 0.99 in 1 image: 0.6667 in image 0"
-    bare = compare(answers(2), fakes.Detector({7: fakes.rows_of(CAT)}), [fakes.image_of(7)])
-    assert "masks in 1 image: not given by both models in the same size" in reasons(bare)
+    assert compare(answers([0, 1]), answers([1, 0]), [fakes.image_of(7)]).passed
 
 
 def test_batches_are_full_grouped_by_shape_and_results_keep_their_order(fakes):
