@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -10,6 +10,8 @@ from onnx_ir.passes.common import InlinePass
 
 from deploykit.errors import ExportError
 from deploykit.exporters import seam
+from deploykit.exporters.graph_capture import OPSET
+from deploykit.exporters.lowerings.graph_writer import GraphWriter
 
 # Of the functions that nodes of the seam are turned into; gone after ``inline``.
 DOMAIN = "deploykit.lowering"
@@ -54,6 +56,33 @@ def add_functions(model: ir.Model, *functions: Any) -> None:
     for function in functions:
         definition = ir.serde.deserialize_function(function.to_function_proto())
         model.functions[definition.identifier()] = definition
+
+
+def add_written_function(
+    model: ir.Model,
+    domain: str,
+    name: str,
+    body: GraphWriter,
+    inputs: Sequence[ir.Value],
+    outputs: Sequence[ir.Value],
+    attributes: Mapping[str, ir.AttributeType],
+) -> None:
+    """Add a function to a model whose body was written node by node.
+
+    Args:
+        model: The model.
+        domain: Of the function.
+        name: Of the function.
+        body: The nodes.
+        inputs: What they take.
+        outputs: What they make.
+        attributes: The attributes of the function, all required.
+    """
+    opsets = {"": OPSET}
+    graph = ir.Graph(inputs, outputs, nodes=body.nodes, opset_imports=opsets)
+    parameters = [ir.Attr(attribute, kind, None) for attribute, kind in attributes.items()]
+    function = ir.Function(domain, name, graph=graph, attributes=parameters)
+    model.functions[function.identifier()] = function
 
 
 def inline(model: ir.Model) -> None:
