@@ -41,7 +41,10 @@ def choose_images(
     """
     for paths, what in (
         (select_images(sources), "given"),
-        (validation_images(config), "of the validation set"),
+        (
+            dataset_images(config, ("val_dataloader", "test_dataloader")),
+            "of the validation set",
+        ),
     ):
         if paths:
             taken = "" if len(paths) <= limit else f"{limit} of "
@@ -51,16 +54,17 @@ def choose_images(
     return drawn, f"{len(drawn)} drawn images"
 
 
-def validation_images(config: Mapping[str, Any]) -> list[Path]:
-    """Return the images of a config's validation set that exist on disk, sorted by name.
+def dataset_images(config: Mapping[str, Any], loaders: Sequence[str]) -> list[Path]:
+    """Return the images of a config's data set that exist on disk, sorted by name.
 
     Args:
         config: The config; relative paths in it count from the working folder.
+        loaders: Data loaders by preference: the first with an annotation file decides.
 
     Raises:
         DatasetError: The annotation file is there, but it is not COCO json.
     """
-    for loader in ("val_dataloader", "test_dataloader"):
+    for loader in loaders:
         dataset = dataset_config(config, loader)
         root = Path(dataset.get("data_root") or "")
         annotations = root / (dataset.get("ann_file") or "")
