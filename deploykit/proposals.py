@@ -16,7 +16,8 @@ import os
 import pickle
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -26,6 +27,7 @@ import numpy.typing as npt
 from deploykit.atomic_file import atomic_path
 from deploykit.errors import DatasetError
 from deploykit.proposal_pickle import read_pickle
+from deploykit.spec import InputSpec
 
 Boxes = npt.NDArray[np.float32]
 WRITABLE = (".pkl", ".pickle", ".npz")
@@ -189,6 +191,29 @@ def grid_proposals(image_size: tuple[int, int], count: int) -> Boxes:
         cells *= 2
     limits = np.array([width, height, width, height], np.float32)
     return np.clip(np.array(boxes[:count], np.float32).reshape(-1, 4), np.float32(0), limits)
+
+
+def stand_in_proposals(
+    spec: InputSpec, images: Sequence[npt.NDArray[np.uint8]]
+) -> tuple[list[Boxes], ...]:
+    """Return the further argument of ``Detector.prepare`` for images without proposals.
+
+    Args:
+        spec: The input of the model.
+        images: [H, W, 3] each.
+
+    Returns:
+        Nothing for models that take no proposals; else one list with ``grid_proposals`` of every
+        image.
+    """
+    if not spec.proposals:
+        return ()
+    return ([_cached_grid(image.shape[0], image.shape[1], spec.proposals) for image in images],)
+
+
+@lru_cache(maxsize=64)
+def _cached_grid(height: int, width: int, count: int) -> Boxes:
+    return grid_proposals((height, width), count)
 
 
 def _read_pickle(file: Path) -> ProposalTable:

@@ -9,6 +9,7 @@ from typing import Any
 
 from deploykit.exporters.parity_images import Image
 from deploykit.parity import ParityReport, ParityTolerances, compare
+from deploykit.proposals import stand_in_proposals
 from deploykit.runtimes.backend import Backend
 from deploykit.runtimes.detector import Detector
 from deploykit.runtimes.sources import load_image
@@ -196,7 +197,8 @@ def _best_score(backend: Backend, images: Sequence[Image]) -> float:
     detector = Detector(None, backend=backend)
     best = 0.0
     for image in images[:IMAGES_AT_EXTREMES]:
-        prepared = detector.prepare([load_image(image)])
-        scores = backend.infer(prepared.images, prepared.image_sizes)["scores"]
+        loaded = [load_image(image)]
+        prepared = detector.prepare(loaded, *stand_in_proposals(backend.spec.input, loaded))
+        scores = backend.infer(*prepared.inputs)["scores"]
         best = max(best, float(scores.max(initial=0)))
     return best

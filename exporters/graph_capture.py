@@ -15,6 +15,7 @@ from torch.onnx.errors import OnnxExporterError
 
 from deploykit.errors import ExportError
 from deploykit.exporters.translations import translation_table
+from deploykit.proposals import grid_proposals
 from deploykit.spec import DimRange, InputSpec, ModelSpec
 
 # ONNX Runtime's CUDA provider has no kernel for Resize from opset 19 and ReduceMax from opset 20.
@@ -29,8 +30,10 @@ class _Predict(nn.Module):
         super().__init__()
         self.detector = detector
 
-    def forward(self, images: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = self.detector.predict(images, image_sizes)  # type: ignore[operator]
+    def forward(
+        self, images: Tensor, image_sizes: Tensor | None = None, proposals: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self.detector(images, image_sizes, proposals)
         return outputs
 
 
@@ -43,14 +46,14 @@ def capture(detector: nn.Module, spec: ModelSpec) -> ir.Model:
 
     Returns:
         The graph, not optimised, with ``deploykit::BatchedNMS`` nodes. Inputs are ``images`` uint8
-        [B, H, W, 3] and, where the spec says so, ``image_sizes`` int32 [B, 2]; outputs are named by
-        the spec. Every node knows its PyTorch module in its metadata.
+        [B, H, W, 3] and, where the spec says so, ``image_sizes`` int32 [B, 2] and ``proposals``
+        float32 [B, P, 4]; outputs are named by the spec. Every node knows its PyTorch module in its
+        metadata.
 
     Raises:
         ExportError: PyTorch cannot trace the model, or an operator has no ONNX form.
     """
     program = _trace(_Predict(detector).eval(), spec.input)
-    inputs = [IMAGES, IMAGE_SIZES] if spec.input.image_sizes_input else [IMAGES]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the exporter's own internals
@@ -59,7 +62,7 @@ def capture(detector: nn.Module, spec: ModelSpec) -> ir.Model:
                 dynamo=True,
                 opset_version=OPSET,
                 custom_translation_table=translation_table(),
-                input_names=inputs,
+                input_names=list(spec.input.names),
                 output_names=list(spec.output.names),
                 optimize=False,
                 verbose=False,
@@ -74,7 +77,7 @@ def capture(detector: nn.Module, spec: ModelSpec) -> ir.Model:
 
 
 def example_inputs(spec: InputSpec, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
-    """Return random images of a shape, and their sizes where the model takes them.
+    """Return random images of a shape, and sizes and proposals where the model takes them.
 
     Args:
         spec: The input of the model.
@@ -85,9 +88,13 @@ def example_inputs(spec: InputSpec, batch: int, height: int, width: int) -> tupl
     generator = torch.Generator().manual_seed(0)
     shape = (batch, height, width, 3)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    if not spec.image_sizes_input:
-        return (images,)
-    return images, torch.tensor([[height, width]], dtype=torch.int32).repeat(batch, 1)
+    inputs = [images]
+    if spec.image_sizes_input:
+        inputs.append(torch.tensor([[height, width]], dtype=torch.int32).repeat(batch, 1))
+    if spec.proposals:
+        boxes = torch.from_numpy(grid_proposals((height, width), spec.proposals))
+        inputs.append(boxes.repeat(batch, 1, 1))
+    return tuple(inputs)
 
 
 def _trace(model: nn.Module, spec: InputSpec) -> ExportedProgram:
@@ -103,13 +110,13 @@ def _trace(model: nn.Module, spec: InputSpec) -> ExportedProgram:
         )
         if dim is not None
     }
-    sizes = {axis: dim for axis, dim in images.items() if axis == 0}
+    others = {axis: dim for axis, dim in images.items() if axis == 0}
+    named = dict(zip(spec.names, inputs, strict=True))
+    shapes = {name: images if name == IMAGES else others for name in named}
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(
-                model, inputs, dynamic_shapes=(images, sizes)[: len(inputs)], strict=False
-            )
+            return torch.export.export(model, (), kwargs=named, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises whatever the model's code or its tracer raises
         raise ExportError(
             f"PyTorch cannot trace the model for input {spec.batch}x{spec.height}x{spec.width}: "

@@ -30,7 +30,10 @@ class Backend(Protocol):
     device: str
 
     def infer(
-        self, images: npt.NDArray[np.uint8], image_sizes: npt.NDArray[np.int32]
+        self,
+        images: npt.NDArray[np.uint8],
+        image_sizes: npt.NDArray[np.int32],
+        proposals: npt.NDArray[np.float32] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         """Run the network on one batch.
 
@@ -38,6 +41,8 @@ class Backend(Protocol):
             images: uint8 [B, H, W, 3], RGB, C-contiguous.
             image_sizes: int32 [B, 2], (height, width) of the unpadded images; used by artefacts
                 whose spec says ``image_sizes_input``.
+            proposals: float32 [B, P, 4], xyxy in pixels of the network input, rows without area
+                empty; given to artefacts whose spec has ``proposals`` and to no others.
 
         Returns:
             Arrays under the names of ``spec.output.names``: ``boxes`` f32 [B, K, 4] (xyxy, pixels

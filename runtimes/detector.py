@@ -16,8 +16,9 @@ from deploykit.errors import BackendError, UsageError
 from deploykit.image_io import BgrImage
 from deploykit.runtimes.backend import Backend, open_backend
 from deploykit.runtimes.preprocess import Prepared, Preprocessor
+from deploykit.runtimes.proposals import with_proposals
 from deploykit.runtimes.sources import images_of, is_single_image, load_image
-from deploykit.runtimes.stream import stream_detections
+from deploykit.runtimes.stream import in_batches, stream_detections
 from deploykit.spec import ModelSpec
 
 # Larger batches gain nothing on a CPU and little on a GPU, but take memory in proportion.
@@ -115,42 +116,49 @@ class Detector:
 
     # What a path gives depends on what it names (an image or a directory), hence Any.
     @overload
-    def __call__(self, source: str | os.PathLike[str]) -> Any: ...
+    def __call__(self, source: str | os.PathLike[str], proposals: Any = None) -> Any: ...
 
     @overload
-    def __call__(self, source: npt.NDArray[Any]) -> Detections: ...
+    def __call__(self, source: npt.NDArray[Any], proposals: Any = None) -> Detections: ...
 
     @overload
-    def __call__(self, source: Sequence[Any]) -> list[Detections]: ...
+    def __call__(
+        self, source: Sequence[Any], proposals: Sequence[Any] | None = None
+    ) -> list[Detections]: ...
 
     @overload
-    def __call__(self, source: Any) -> Any: ...
+    def __call__(self, source: Any, proposals: Any = None) -> Any: ...
 
-    def __call__(self, source: Any) -> Detections | list[Detections]:
+    def __call__(self, source: Any, proposals: Any = None) -> Detections | list[Detections]:
         """Detect objects in one image or in several.
 
         Args:
             source: One image (path, BGR uint8 array, PIL image), or several: a list or tuple of
                 those, a directory, or a glob pattern (files in natural order).
+            proposals: For models that take them (Fast R-CNN): boxes [N, 4] or, with scores, [N, 5]
+                in pixels of the image, or ``Detections``; a list of those for several images.
+                Of more than the model takes, the best stay.
 
         Returns:
             ``Detections`` of one image; a list of them, in order, for several.
 
         Raises:
             MediaError: An image is missing, damaged or of an unsupported kind.
-            UsageError: A video or camera, which ``stream`` reads.
+            UsageError: A video or camera, which ``stream`` reads; or proposals that do not fit the
+                model or the images.
             BackendError: The engine failed.
         """
         if is_single_image(source):
-            return self._detect([load_image(source)])[0]
+            given = None if proposals is None else [proposals]
+            return self._detect([load_image(source)], given)[0]
         results: list[Detections] = []
-        batch: list[BgrImage] = []
-        for item in images_of(source):
-            batch.append(load_image(item))
-            if len(batch) == self.batch_size:
-                results += self._detect(batch)
-                batch = []
-        return results + self._detect(batch) if batch else results
+        for batch in in_batches(map(load_image, images_of(source)), self.batch_size):
+            done = len(results)
+            given = None if proposals is None else proposals[done : done + len(batch)]
+            results += self._detect(batch, given)
+        if proposals is not None and len(proposals) != len(results):
+            raise UsageError(f"proposals of {len(proposals)} images for {len(results)} images")
+        return results
 
     def stream(self, source: Any, batch_size: int = 1) -> Iterator[tuple[BgrImage, Detections]]:
         """Detect objects in the frames of a video or in a series of images, as they are read.
@@ -165,9 +173,14 @@ class Detector:
 
         Raises:
             MediaError: The source is missing or damaged.
-            UsageError: The model takes no such batch.
+            UsageError: The model takes no such batch, or it needs proposals.
             BackendError: The engine failed.
         """
+        if self.spec.input.proposals:
+            raise UsageError(
+                f"{self.spec.architecture} needs the proposals of every image, which a stream does "
+                f"not bring; call detector(images, proposals=...)"
+            )
         if not 1 <= batch_size <= self.spec.input.batch.max:
             raise UsageError(
                 f"the model takes batches of up to {self.spec.input.batch.max}, got "
@@ -175,22 +188,26 @@ class Detector:
             )
         return stream_detections(self._detect, source, batch_size)
 
-    def prepare(self, images: Sequence[BgrImage]) -> Prepared:
+    def prepare(
+        self, images: Sequence[BgrImage], proposals: Sequence[Any] | None = None
+    ) -> Prepared:
         """First stage: resize, pad and stack images as the network takes them.
 
         Args:
             images: uint8 [H, W, 3], BGR, of any sizes; at most the artefact's largest batch.
+            proposals: For each image, as in ``__call__``.
 
         Raises:
-            UsageError: No image, or more than the artefact takes at once.
+            UsageError: No image, or more than the artefact takes at once; or proposals are missing,
+                not taken, or no boxes.
         """
-        return self._prepare(images)
+        return with_proposals(self._prepare(images), proposals, self.spec)
 
     def finish(self, outputs: dict[str, npt.NDArray[Any]], prepared: Prepared) -> list[Detections]:
         """Last stage: the backend's outputs as detections in pixels of the original images.
 
         Args:
-            outputs: What ``detector.backend.infer(prepared.images, prepared.image_sizes)`` gave.
+            outputs: What ``detector.backend.infer(*prepared.inputs)`` gave.
             prepared: The batch that it was given.
 
         Raises:
@@ -223,9 +240,11 @@ class Detector:
             )
         return results
 
-    def _detect(self, images: Sequence[BgrImage]) -> list[Detections]:
-        prepared = self.prepare(images)
-        return self.finish(self.backend.infer(prepared.images, prepared.image_sizes), prepared)
+    def _detect(
+        self, images: Sequence[BgrImage], proposals: Sequence[Any] | None = None
+    ) -> list[Detections]:
+        prepared = self.prepare(images, proposals)
+        return self.finish(self.backend.infer(*prepared.inputs), prepared)
 
     def close(self) -> None:
         """Release the backend; using the detector afterwards raises ``BackendError``."""

@@ -21,7 +21,7 @@ from deploykit.spec import METADATA_KEY, ModelSpec
 # exceptions, which we report; printing them as well would double them.
 _LOG_FATAL = 4
 _EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_IMAGES, _IMAGE_SIZES = "images", "image_sizes"
+_IMAGES, _IMAGE_SIZES, _PROPOSALS = "images", "image_sizes", "proposals"
 
 
 class OnnxRuntimeBackend:
@@ -67,7 +67,10 @@ class OnnxRuntimeBackend:
         self._session: Any = session
 
     def infer(
-        self, images: npt.NDArray[np.uint8], image_sizes: npt.NDArray[np.int32]
+        self,
+        images: npt.NDArray[np.uint8],
+        image_sizes: npt.NDArray[np.int32],
+        proposals: npt.NDArray[np.float32] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         """Run the network on one batch; see ``Backend.infer``."""
         session = self._session
@@ -76,6 +79,8 @@ class OnnxRuntimeBackend:
         feeds: dict[str, npt.NDArray[Any]] = {_IMAGES: images}
         if self.spec.input.image_sizes_input:
             feeds[_IMAGE_SIZES] = image_sizes
+        if proposals is not None:
+            feeds[_PROPOSALS] = proposals
         try:
             values = session.run(self._outputs, feeds)
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base class
@@ -135,6 +140,8 @@ class OnnxRuntimeBackend:
         expected = {_IMAGES: "tensor(uint8)"}
         if self.spec.input.image_sizes_input:
             expected[_IMAGE_SIZES] = "tensor(int32)"
+        if self.spec.input.proposals:
+            expected[_PROPOSALS] = "tensor(float)"
         if inputs != expected:
             raise BackendError(f"{self.path} has the inputs {inputs}, its spec says {expected}")
         outputs = {node.name for node in session.get_outputs()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,12 +41,22 @@ class Prepared:
         image_sizes: int32 [B, 2], (height, width) of each image in the batch before padding.
         scale_factors: float64 [B, 2], (width, height) factors from original to resized image.
         original_sizes: (height, width) of each original image.
+        proposals: float32 [B, P, 4], xyxy in pixels of the network input, for artefacts that take
+            proposals; rows without area are empty.
     """
 
     images: npt.NDArray[np.uint8]
     image_sizes: npt.NDArray[np.int32]
     scale_factors: npt.NDArray[np.float64]
     original_sizes: tuple[Size, ...]
+    proposals: npt.NDArray[np.float32] | None = None
+
+    @property
+    def inputs(self) -> tuple[npt.NDArray[Any], ...]:
+        """The arguments of ``Backend.infer``."""
+        if self.proposals is None:
+            return self.images, self.image_sizes
+        return self.images, self.image_sizes, self.proposals
 
     def __len__(self) -> int:
         return len(self.original_sizes)

@@ -65,15 +65,20 @@ class PyTorchBackend:
         self._lock = Lock()
 
     def infer(
-        self, images: npt.NDArray[np.uint8], image_sizes: npt.NDArray[np.int32]
+        self,
+        images: npt.NDArray[np.uint8],
+        image_sizes: npt.NDArray[np.int32],
+        proposals: npt.NDArray[np.float32] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         """Run the network on one batch; see ``Backend.infer``."""
-        return self._infer(images, image_sizes)
+        return self._infer(images, image_sizes, proposals)
 
     def infer_with_noise(
         self,
         images: npt.NDArray[np.uint8],
         image_sizes: npt.NDArray[np.int32],
+        proposals: npt.NDArray[np.float32] | None = None,
+        *,
         noise: float,
         seed: int,
     ) -> dict[str, npt.NDArray[Any]]:
@@ -82,18 +87,20 @@ class PyTorchBackend:
         Args:
             images: See ``Backend.infer``.
             image_sizes: See ``Backend.infer``.
+            proposals: See ``Backend.infer``.
             noise: Every weight is multiplied by a random number within 1 - noise and 1 + noise.
             seed: The same seed gives the same noise.
 
         Raises:
             BackendError: The engine failed or is closed.
         """
-        return self._infer(images, image_sizes, noise, seed)
+        return self._infer(images, image_sizes, proposals, noise, seed)
 
     def _infer(
         self,
         images: npt.NDArray[np.uint8],
         image_sizes: npt.NDArray[np.int32],
+        proposals: npt.NDArray[np.float32] | None,
         noise: float | None = None,
         seed: int = 0,
     ) -> dict[str, npt.NDArray[Any]]:
@@ -106,11 +113,14 @@ class PyTorchBackend:
                 sizes = None
                 if self.spec.input.image_sizes_input:
                     sizes = torch.from_numpy(image_sizes).to(self.device)
+                inputs = (batch, sizes)
+                if proposals is not None:
+                    inputs += (torch.from_numpy(proposals).to(self.device),)
                 if noise is None:
-                    outputs = self._model.predict(batch, sizes)
+                    outputs = self._model.predict(*inputs)
                 else:
                     weights = self._noisy_weights(noise, seed)
-                    outputs = torch.func.functional_call(self._model, weights, (batch, sizes))
+                    outputs = torch.func.functional_call(self._model, weights, inputs)
                 return {
                     name: output.cpu().numpy()
                     for name, output in zip(self.spec.output.names, outputs, strict=True)

@@ -105,6 +105,7 @@ def measure_here(request: ModelRequest) -> FreshProcess:
     from deploykit.benchmark.machine import gpu_memory_used_mib
     from deploykit.benchmark.memory import peak_resident_mib, resident_mib
     from deploykit.benchmark.workload_images import artificial_images
+    from deploykit.proposals import stand_in_proposals
     from deploykit.runtimes.detector import Detector
 
     if request.num_threads is not None:
@@ -122,9 +123,10 @@ def measure_here(request: ModelRequest) -> FreshProcess:
     ) as detector:
         opened = perf_counter()
         loaded = resident_mib()
+        stand_ins = stand_in_proposals(detector.spec.input, images)
         for call in range(_CALLS):
-            prepared = detector.prepare(images)
-            outputs = detector.backend.infer(prepared.images, prepared.image_sizes)
+            prepared = detector.prepare(images, *stand_ins)
+            outputs = detector.backend.infer(*prepared.inputs)
             detector.finish(outputs, prepared)
             if call == 0:
                 first = perf_counter() - opened

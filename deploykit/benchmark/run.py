@@ -17,6 +17,7 @@ from deploykit.benchmark.timing import Clock, ImageCycle, MeasurementPlan, Progr
 from deploykit.benchmark.workload_images import artificial_images, describe_images
 from deploykit.errors import UsageError
 from deploykit.image_io import BgrImage
+from deploykit.proposals import stand_in_proposals
 
 if TYPE_CHECKING:
     from deploykit.runtimes.detector import Detector
@@ -172,7 +173,9 @@ def _input_shapes(
     batches = ImageCycle(images, batch_size)
     shapes = set()
     for number in range(-(-len(images) // batch_size)):
-        height, width = detector.prepare(batches[number]).images.shape[1:3]
+        images = batches[number]
+        stand_ins = stand_in_proposals(detector.spec.input, images)
+        height, width = detector.prepare(images, *stand_ins).images.shape[1:3]
         shapes.add((height, width))
     return tuple(sorted(shapes))
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from deploykit.benchmark.statistics import Floats
 from deploykit.errors import UsageError
 from deploykit.image_io import BgrImage
+from deploykit.proposals import stand_in_proposals
 
 if TYPE_CHECKING:
     from deploykit.runtimes.detector import Detector
@@ -167,10 +168,11 @@ def time_call(
         images: BGR uint8 [H, W, 3] each, decoded.
         clock: Monotonic clock in nanoseconds.
     """
+    stand_ins = stand_in_proposals(detector.spec.input, images)
     start = clock()
-    prepared = detector.prepare(images)
+    prepared = detector.prepare(images, *stand_ins)
     ready = clock()
-    outputs = detector.backend.infer(prepared.images, prepared.image_sizes)
+    outputs = detector.backend.infer(*prepared.inputs)
     inferred = clock()
     detector.finish(outputs, prepared)
     return ready - start, inferred - ready, clock() - inferred

@@ -18,6 +18,7 @@ from deploykit.parity.raw_outputs import RawOutputs, output_faults, split_batch
 from deploykit.parity.report import ImageParity, ModelIdentity, ParityReport
 from deploykit.parity.rounding import RUNS, RoundingRuns
 from deploykit.parity.tolerances import ParityTolerances
+from deploykit.proposals import stand_in_proposals
 from deploykit.spec import DimRange
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ Image = npt.NDArray[np.uint8] | str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class _NetworkInput:
-    """One image as a network takes it: uint8 [H, W, 3] RGB, its sizes and its scale factor."""
+    """One image as a network takes it: uint8 [H, W, 3] RGB, its sizes, proposals [P, 4] if any."""
 
     pixels: npt.NDArray[np.uint8]
     image_size: npt.NDArray[np.int32]
     scale_factor: npt.NDArray[np.float64]
+    proposals: npt.NDArray[np.float32] | None = None
 
 
 @dataclass
@@ -67,10 +69,16 @@ class _BatchRun:
     def _infer(self, group: list[tuple[int, _NetworkInput]]) -> list[tuple[int, RawOutputs]]:
         pixels = [item.pixels for _, item in group]
         sizes = [item.image_size for _, item in group]
+        proposals = [item.proposals for _, item in group]
         for number in range(self.batch_size - len(group)):
             pixels.append(pixels[number][:, ::-1])
             sizes.append(sizes[number])
-        outputs = self.detector.backend.infer(np.stack(pixels), np.stack(sizes))
+            proposals.append(proposals[number])
+        inputs: list[npt.NDArray[Any]] = [np.stack(pixels), np.stack(sizes)]
+        given = [boxes for boxes in proposals if boxes is not None]
+        if given:
+            inputs.append(np.stack(given))
+        outputs = self.detector.backend.infer(*inputs)
         rows = split_batch(outputs, self.batch_size, self.name)
         return [(index, rows[number]) for number, (index, _) in enumerate(group)]
 
@@ -249,9 +257,10 @@ def _rounding_runs(
     factor = network_input.scale_factor
     noisy = []
     for seed in range(RUNS):
-        outputs = backend.infer_with_noise(
-            network_input.pixels[None], network_input.image_size[None], tolerances.rounding, seed
-        )
+        inputs = [network_input.pixels[None], network_input.image_size[None]]
+        if network_input.proposals is not None:
+            inputs.append(network_input.proposals[None])
+        outputs = backend.infer_with_noise(*inputs, noise=tolerances.rounding, seed=seed)
         (row,) = split_batch(outputs, 1, "the reference with noise")
         noisy.append(detections_in_image(row, factor))
     return RoundingRuns.of(
@@ -270,11 +279,13 @@ def _load(image: Image, index: int) -> tuple[BgrImage, str]:
 
 
 def _prepare(detector: Detector, image: BgrImage) -> _NetworkInput:
-    prepared: Any = detector.prepare([image])
+    stand_ins = stand_in_proposals(detector.spec.input, [image])
+    prepared: Any = detector.prepare([image], *stand_ins)
     return _NetworkInput(
         prepared.images[0],
         np.asarray(prepared.image_sizes, np.int32)[0],
         np.asarray(prepared.scale_factors, np.float64)[0],
+        prepared.proposals[0] if stand_ins else None,
     )
 
 

@@ -117,11 +117,13 @@ def test_noise_on_the_weights_is_small_repeatable_and_gone_afterwards(checkpoint
     backend = PyTorchBackend(checkpoint)
     inputs = batch(2)
     scores = backend.infer(*inputs)["scores"]
-    noisy = [backend.infer_with_noise(*inputs, 1e-3, seed)["scores"] for seed in (0, 1, 1)]
+    noisy = [
+        backend.infer_with_noise(*inputs, noise=1e-3, seed=seed)["scores"] for seed in (0, 1, 1)
+    ]
     for found in noisy:
         assert 0 < np.abs(found / scores - 1).max() < 1.001e-3
     assert (noisy[0] != noisy[1]).all() and (noisy[1] == noisy[2]).all()
     np.testing.assert_array_equal(backend.infer(*inputs)["scores"], scores)
     backend.close()
     with pytest.raises(BackendError, match="closed"):
-        backend.infer_with_noise(*inputs, 1e-3, 0)
+        backend.infer_with_noise(*inputs, noise=1e-3, seed=0)

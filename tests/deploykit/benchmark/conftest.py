@@ -63,9 +63,8 @@ class SimulatedDetector:
 
     def prepare(self, images):
         self.clock.work(self.preprocess_ms * len(images))
-        return SimpleNamespace(
-            images=np.stack(images), image_sizes=np.zeros((len(images), 2), np.int32)
-        )
+        batch, sizes = np.stack(images), np.zeros((len(images), 2), np.int32)
+        return SimpleNamespace(images=batch, image_sizes=sizes, inputs=(batch, sizes))
 
     def finish(self, outputs, prepared):
         assert outputs == {}

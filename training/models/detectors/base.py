@@ -90,15 +90,21 @@ class BaseDetector(nn.Module, ABC):
     def forward(self, inputs: Batch) -> dict[str, Tensor]: ...
 
     @overload
-    def forward(self, inputs: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, ...]: ...
+    def forward(
+        self, inputs: Tensor, image_sizes: Tensor | None = None, proposals: Tensor | None = None
+    ) -> tuple[Tensor, ...]: ...
 
     def forward(
-        self, inputs: Batch | Tensor, image_sizes: Tensor | None = None
+        self,
+        inputs: Batch | Tensor,
+        image_sizes: Tensor | None = None,
+        proposals: Tensor | None = None,
     ) -> dict[str, Tensor] | tuple[Tensor, ...]:
         """Return the ``loss`` of a batch or ``predict`` on images."""
         if isinstance(inputs, Batch):
             return self.loss(inputs)
-        return self.predict(inputs, image_sizes)
+        others = [image_sizes] if proposals is None else [image_sizes, proposals]
+        return self.predict(inputs, *others)
 
     def init_weights(self) -> None:
         """Initialise the weights: each part in its own way, then ``init_cfg`` of the whole."""
