@@ -71,6 +71,7 @@ _ENGINES = {
         "deploykit.runtimes.onnxruntime_backend", "OnnxRuntimeBackend", (".onnx",)
     ),
     "pytorch": _Engine("deploykit.runtimes.pytorch_backend", "PyTorchBackend", (".pth", ".pt")),
+    "tensorrt": _Engine("deploykit.runtimes.tensorrt.backend", "TensorRTBackend", (".engine",)),
 }
 
 

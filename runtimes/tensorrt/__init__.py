@@ -1,0 +1,1 @@
+"""The TensorRT backend, for TensorRT and TensorRT-RTX. Imports no torch."""
