@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 from deploykit.detections import Detections
 from deploykit.drawing import DrawStyle
-from deploykit.errors import MediaError
+from deploykit.errors import DatasetError, DeploykitError, MediaError
 from deploykit.image_io import BgrImage, write_image
+from deploykit.proposals import ProposalTable
 from deploykit.runtimes.detector import Detector
 from deploykit.runtimes.file_inputs import Failure, FileInput
 from deploykit.runtimes.result_files import DetectionLog
@@ -29,6 +31,7 @@ class DetectionRun:
         log: Receives the results and the failures.
         batch_size: Images or frames that run at once.
         classes: Names or labels that are kept; all by default.
+        proposals: Where to look up the proposals of each image, for models that take them.
         style: How the annotated pictures are drawn.
         on_progress: Called with the number of images or frames that were just finished.
         on_failure: Called for every input that cannot be read, or not to its end.
@@ -44,6 +47,7 @@ class DetectionRun:
         *,
         batch_size: int = 1,
         classes: Sequence[str | int] | None = None,
+        proposals: ProposalTable | None = None,
         style: DrawStyle | None = None,
         on_progress: Callable[[int], None] = lambda count: None,
         on_failure: Callable[[Failure], None] = lambda failure: None,
@@ -53,6 +57,7 @@ class DetectionRun:
         self.seconds = {"prepare": 0.0, "network": 0.0, "finish": 0.0}
         self._batch_size = batch_size
         self._classes = classes
+        self._proposals = proposals
         self._style = style
         self._on_progress = on_progress
         self._on_failure = on_failure
@@ -71,7 +76,10 @@ class DetectionRun:
         """
         with closing(self._loaded(planned)) as loaded:
             for batch in in_batches(loaded, self._batch_size):
-                results = self._detect([image for _, _, image in batch])
+                given = None
+                if self._proposals is not None:
+                    given = [self._proposals.find(item.name) for item, _, _ in batch]
+                results = self._detect([image for _, _, image in batch], given)
                 for (item, output, image), found in zip(batch, results, strict=True):
                     if output is not None:
                         write_image(output, found.draw(image, self._style))
@@ -85,6 +93,9 @@ class DetectionRun:
             MediaError: The annotated video cannot be written.
             BackendError: The engine failed.
         """
+        if self.detector.spec.input.proposals:
+            self.fail(Failure(item.name, "the model needs proposals, which frames have none of"))
+            return
         with ExitStack() as resources:
             try:
                 reader = resources.enter_context(VideoReader(item.source))
@@ -111,16 +122,18 @@ class DetectionRun:
     ) -> Generator[tuple[FileInput, Path | None, BgrImage], None, None]:
         """Yield the images that can be read; report the others."""
 
-        def load() -> Iterator[tuple[FileInput, Path | None, BgrImage | MediaError]]:
+        def load() -> Iterator[tuple[FileInput, Path | None, BgrImage | DeploykitError]]:
             for item, output in planned:
                 try:
+                    if self._proposals is not None:
+                        self._proposals.find(item.name)  # an image without them is left out
                     yield item, output, load_image(item.source)
-                except MediaError as error:
+                except (MediaError, DatasetError) as error:
                     yield item, output, error
 
         with closing(read_ahead(load())) as ahead:
             for item, output, loaded in ahead:
-                if isinstance(loaded, MediaError):
+                if isinstance(loaded, DeploykitError):
                     self.fail(Failure(item.name, str(loaded)))
                     self._on_progress(1)
                 else:
@@ -134,11 +147,13 @@ class DetectionRun:
         if reader.shortfall:
             self.fail(Failure(item.name, reader.shortfall))
 
-    def _detect(self, images: Sequence[BgrImage]) -> list[Detections]:
+    def _detect(
+        self, images: Sequence[BgrImage], proposals: Sequence[Any] | None = None
+    ) -> list[Detections]:
         start = time.perf_counter()
-        prepared = self.detector.prepare(images)
+        prepared = self.detector.prepare(images, proposals)
         ready = time.perf_counter()
-        outputs = self.detector.backend.infer(prepared.images, prepared.image_sizes)
+        outputs = self.detector.backend.infer(*prepared.inputs)
         computed = time.perf_counter()
         results = self.detector.finish(outputs, prepared)
         self.seconds["prepare"] += ready - start

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, Task
     from rich.text import Text
 
+    from deploykit.proposals import ProposalTable
     from deploykit.runtimes.detection_run import DetectionRun
+    from deploykit.runtimes.detector import Detector
     from deploykit.runtimes.file_inputs import FileInput
 
 SUMMARY = """\
@@ -30,6 +32,7 @@ EXAMPLES = (
     "deploykit detect model.onnx images --out results --score 0.5 --save-json",
     "deploykit detect model.onnx 'images/*.png' --no-images --save-coco detections.json",
     "deploykit detect model.onnx clip.mp4 --batch-size 4 --hide-labels",
+    "deploykit detect fast_rcnn.onnx images --proposals proposals.json",
 )
 
 
@@ -55,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shape",
         metavar="HxW",
         help="network input, for models that take several sizes",
+    )
+    parser.add_argument(
+        "--proposals",
+        type=Path,
+        metavar="FILE",
+        help="region proposals of the images (.pkl, .npz, .json), for models that need them",
     )
     parser.add_argument(
         "--save-json", action="store_true", help="write DIR/detections.json as well"
@@ -111,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         ) as detector,
         _progress_display(console) as progress,
     ):
+        proposals = _read_proposals(args.proposals, detector)
         bar = progress.add_task("detecting", total=_total(inputs))
         log = DetectionLog(args.model, detector.class_names, bool(json_path or args.save_coco))
         detection = DetectionRun(
@@ -118,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
             log,
             batch_size=args.batch_size or max(1, detector.spec.input.batch.min),
             classes=_parse_classes(args.classes, detector.class_names),
+            proposals=proposals,
             style=DrawStyle(labels=args.labels),
             on_progress=lambda count: progress.advance(bar, count),
             on_failure=lambda failure: console.print(f"failed: {failure}"),
@@ -136,6 +147,26 @@ def run(args: argparse.Namespace) -> int:
         log.write_coco(args.save_coco)
     _print_summary(console, detection, [path for path in written if path.exists()])
     return 0 if log.images + log.frames else 2
+
+
+def _read_proposals(path: Path | None, detector: Detector) -> ProposalTable | None:
+    """Return the proposals that the model needs.
+
+    Raises:
+        UsageError: It needs them and there is no file, or the other way round.
+        DatasetError: The file cannot be used.
+    """
+    from deploykit.proposals import read_proposals
+
+    architecture = detector.spec.architecture
+    if detector.spec.input.proposals and path is None:
+        raise UsageError(
+            f"{architecture} needs region proposals: --proposals FILE; a region proposal network "
+            f"writes one with: deploykit detect rpn.onnx INPUT --score 0 --save-coco FILE"
+        )
+    if path is not None and not detector.spec.input.proposals:
+        raise UsageError(f"{architecture} finds its own regions; leave out --proposals")
+    return None if path is None else read_proposals(path)
 
 
 def _print_summary(console: Console, detection: DetectionRun, written: list[Path]) -> None:

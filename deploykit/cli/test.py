@@ -130,7 +130,11 @@ def _test_sections(config: Config) -> tuple[dict[str, Any], Any]:
 
 def _classwise(evaluator: Any) -> list[dict[str, Any]]:
     entries = [evaluator] if isinstance(evaluator, dict) else list(evaluator)
-    return [{**entry, "classwise": True} for entry in entries]
+    measured = "CocoMetric"
+    return [
+        {**entry, "classwise": True} if str(entry["type"]).endswith(measured) else entry
+        for entry in entries
+    ]
 
 
 def _detector(args: argparse.Namespace, config: Config) -> Detector:
