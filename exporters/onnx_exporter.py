@@ -21,13 +21,16 @@ from deploykit.exporters.graph_capture import capture
 from deploykit.exporters.graph_cleanup import clean_up
 from deploykit.exporters.lowerings import lowering as find_lowering
 from deploykit.exporters.onnx_checks import check_model
+from deploykit.exporters.onnx_file import set_spec, write_model
 from deploykit.exporters.parity_images import choose_images
+from deploykit.exporters.precision.cost import PrecisionCost
+from deploykit.exporters.precision.lower import lower_precision
+from deploykit.exporters.precision.options import PrecisionOptions
 from deploykit.exporters.shape_request import ShapeRequest
-from deploykit.onnx_seal import BLANK_SEAL, SEAL_KEY, seal
 from deploykit.parity import ParityTolerances
 from deploykit.runtimes.onnxruntime_backend import OnnxRuntimeBackend
 from deploykit.runtimes.pytorch_backend import PyTorchBackend
-from deploykit.spec import METADATA_KEY, ModelSpec
+from deploykit.spec import ModelSpec
 from deploykit.training.model_spec import LoadedModel, load_model
 
 if TYPE_CHECKING:
@@ -45,12 +48,14 @@ class ExportedModel:
     Args:
         path: The file.
         spec: What is in its metadata.
-        parity: How it compares with the checkpoint.
+        parity: How its float32 graph compares with the checkpoint.
+        cost: What a lower precision costs; ``None`` in float32.
     """
 
     path: Path
     spec: ModelSpec
     parity: ConversionParity
+    cost: PrecisionCost | None = None
 
 
 class ConversionParityError(ParityError):
@@ -90,6 +95,7 @@ def export_onnx(
     shape: ShapeRequest | None = None,
     lowering: str = "standard",
     test_options: Mapping[str, float] | None = None,
+    precision: PrecisionOptions | None = None,
     parity: ParityOptions | None = None,
     step: Step = nullcontext,
 ) -> ExportedModel:
@@ -105,11 +111,13 @@ def export_onnx(
         shape: The input shapes to take; by default what the test pipeline produces, at batch 1.
         lowering: What the operators of the seam become, see ``deploykit.exporters.lowerings``.
         test_options: Replacements for ``nms_pre``, ``score_thr`` and ``max_per_img``.
-        parity: Images and tolerances of the parity check.
+        precision: What the network computes in; float32 by default.
+        parity: Images and tolerances of the parity check, which is that of the float32 graph.
         step: Called with the name of each step; the step runs inside the context it returns.
 
     Raises:
         ConversionParityError: The exported model does not do the same as the checkpoint.
+        PrecisionError: The lower precision costs more accuracy than it may.
         ExportError: The model cannot be exported, or the file cannot be written.
         CheckpointError: The checkpoint is damaged or does not fit its config.
         ConfigError: The config is missing or wrong.
@@ -117,6 +125,7 @@ def export_onnx(
         UsageError: The shapes or the lowering do not fit.
     """
     shape, parity, output = shape or ShapeRequest(), parity or ParityOptions(), Path(output)
+    precision = precision or PrecisionOptions()
     lower = find_lowering(lowering)
     if output.suffix != ".onnx":
         raise UsageError(f"the output must be an .onnx file, got '{output}'")
@@ -134,19 +143,26 @@ def export_onnx(
         check_model(model, spec)
     try:
         with atomic_path(output) as temporary:
-            _write(model, temporary)
+            write_model(model, temporary)
             reference, candidate = _backends(loaded, Path(checkpoint), spec, temporary)
             names = (str(checkpoint), str(output))
             outcome = measure(reference, candidate, images, source, parity.tolerances, names, step)
-            candidate.close()
             if not outcome.passed:
                 raise ConversionParityError(outcome)
-            spec = replace(spec, parity=outcome.summary())
-            _set_spec(model, spec)
-            _write(model, temporary)
+            spec, cost = replace(spec, parity=outcome.summary()), None
+            if precision.precision != "fp32":
+                model, cost = lower_precision(
+                    model, spec, candidate, images, loaded.config, precision, step
+                )
+                record = outcome.summary() | {"precision": cost.summary()}
+                spec = replace(spec, precision=precision.precision, parity=record)
+                check_model(model, spec)
+            candidate.close()
+            set_spec(model, spec)
+            write_model(model, temporary)
     except OSError as error:
         raise ExportError(f"{output} cannot be written: {error.strerror or error}") from error
-    return ExportedModel(output, spec, outcome)
+    return ExportedModel(output, spec, outcome, cost)
 
 
 def _artefact_spec(
@@ -165,22 +181,12 @@ def _to_proto(graph: ir.Model, spec: ModelSpec) -> onnx.ModelProto:
     graph.producer_name, graph.producer_version = "deploykit", __version__
     graph.graph.name = spec.architecture
     model = ir.to_proto(graph)
-    _set_spec(model, spec)
+    set_spec(model, spec)
     if model.ByteSize() > LARGEST_FILE:
         raise ExportError(
             f"the model takes {model.ByteSize() / 2**30:.1f} GiB; an ONNX file holds at most 2 GiB"
         )
     return model
-
-
-def _set_spec(model: onnx.ModelProto, spec: ModelSpec) -> None:
-    del model.metadata_props[:]
-    model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
-    model.metadata_props.add(key=SEAL_KEY, value=BLANK_SEAL)
-
-
-def _write(model: onnx.ModelProto, path: Path) -> None:
-    path.write_bytes(seal(model.SerializeToString(deterministic=True)))
 
 
 def _backends(

@@ -169,7 +169,7 @@ def _fold_batch_norms(graph: ir.Graph, chosen: set[ir.Node]) -> set[ir.Node]:
         for new in (scaled, shifted):
             new.name = f"{node.name}/{new.op_type}"
             new.metadata_props.update(node.metadata_props)
-            new.outputs[0].dtype, new.outputs[0].shape = output.dtype, output.shape
+            new.outputs[0].type, new.outputs[0].shape = output.type, output.shape
         ir.convenience.replace_nodes_and_values(
             graph, node, [node], [scaled, shifted], [output], shifted.outputs
         )
