@@ -57,16 +57,24 @@ class Validator:
         Raises:
             ConfigError: The pipeline does not keep what is needed to map boxes back.
         """
-        results: dict[int | str, Detections] = {}
+        for metric in self.metrics:
+            metric.reset()
+        seen: set[int | str] = set()
         for index, batch in enumerate(self.dataloader):
             found = self.detect(model, batch, device)
-            results.update(zip((meta["img_id"] for meta in batch.metas), found, strict=True))
+            for meta, detections in zip(batch.metas, found, strict=True):
+                if meta["img_id"] not in seen:  # samplers repeat images to share them out evenly
+                    seen.add(meta["img_id"])
+                    for metric in self.metrics:
+                        metric.add(meta["img_id"], detections)
             if on_batch is not None:
                 on_batch(index, batch, found)
-        # Samplers repeat images so that every process gets equally many; a dict counts them once.
-        for part in distributed.gather(results)[1:]:
-            results.update(part)
-        numbers = self._measure(results) if distributed.rank() == 0 else {}
+        numbers: dict[str, float] = {}
+        for metric in self.metrics:
+            for part in distributed.gather(metric.collected())[1:]:
+                metric.merge(part)
+            if distributed.rank() == 0:
+                numbers |= metric.compute()
         return dict(distributed.broadcast(numbers))
 
     def detect(self, model: BaseDetector, batch: Batch, device: torch.device) -> list[Detections]:
@@ -108,15 +116,6 @@ class Validator:
                 )
             inputs.append(batch.proposals.to(device))
         return inputs
-
-    def _measure(self, results: dict[int | str, Detections]) -> dict[str, float]:
-        numbers: dict[str, float] = {}
-        for metric in self.metrics:
-            metric.reset()
-            for image_id, detections in results.items():
-                metric.add(image_id, detections)
-            numbers |= metric.compute()
-        return numbers
 
 
 def same_size_parts(batch: Batch, spec: InputSpec) -> Iterator[tuple[list[int], Batch]]:

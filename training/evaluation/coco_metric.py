@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from deploykit.atomic_file import write_atomic
 from deploykit.detections import Detections
@@ -23,11 +24,13 @@ from deploykit.training.evaluation.coco_scores import (
 )
 from deploykit.training.evaluation.ground_truth import GroundTruth
 from deploykit.training.evaluation.metric import Metric
+from deploykit.training.evaluation.proposal_recall import average_recalls
 from deploykit.training.registry import METRICS
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("bbox", "segm", "proposal")
+KINDS = ("bbox", "segm", "proposal", "proposal_fast")
+_CLASSLESS = {"proposal", "proposal_fast"}
 
 
 @METRICS.register()
@@ -40,7 +43,8 @@ class CocoMetric(Metric):
     Args:
         ann_file: The COCO json file; by default that of the data set. All its annotations of the
             classes count, restricted to the images of the data set.
-        metric: ``"bbox"``, ``"segm"``, ``"proposal"`` (recall regardless of class), or several.
+        metric: ``"bbox"``, ``"segm"``, ``"proposal"`` (recall regardless of class),
+            ``"proposal_fast"`` (the same by a simpler matching, crowds left out), or several.
         classwise: Whether ``compute`` also gives ``{class}_precision`` for each class.
         proposal_nums: Numbers of detections per image that recall is measured at; the largest is
             the most that count for precision.
@@ -148,7 +152,7 @@ class CocoMetric(Metric):
             raise DatasetError(f"the detections of image {image_id} were given twice")
         names = detections.class_names
         # Proposals are of one class of their own, and recall regardless of class suits them.
-        by_class = self.kinds != ["proposal"]
+        by_class = not set(self.kinds) <= _CLASSLESS
         if by_class and names and tuple(names) != truth.classes:
             raise DatasetError(
                 f"the model's {len(names)} classes ({', '.join(names[:5])}...) are not the data "
@@ -175,6 +179,14 @@ class CocoMetric(Metric):
             )
         ]
 
+    def collected(self) -> dict[int | str, Any]:
+        """Return results in COCO's form by image, masks run-length encoded."""
+        return dict(self._results)
+
+    def merge(self, collected: Mapping[int | str, Any]) -> None:
+        """Take what another process collected; images that are known already are passed over."""
+        self._results = {**collected, **self._results}
+
     def _check_size(self, image_id: int | str, detections: Detections) -> None:
         """Masks are compared pixel by pixel, so their size must be the annotated one."""
         expected = self.ground_truth.sizes[self.ground_truth.number_of[image_id] - 1]
@@ -197,6 +209,9 @@ class CocoMetric(Metric):
             return {}
         numbers: dict[str, float] = {}
         for kind in self.kinds:
+            if kind == "proposal_fast":
+                numbers |= self._chosen(self._fast_recalls())
+                continue
             tables = self._measure(kind)
             if kind == "proposal":
                 numbers |= self._chosen(tables.recall_items())
@@ -221,7 +236,7 @@ class CocoMetric(Metric):
         most = self.proposal_nums[-1]
         recalls = [f"AR@{count}" for count in self.proposal_nums]
         recalls += [f"AR_{area}@{most}" for area in "sml"]
-        known = [*recalls] if self.kinds == ["proposal"] else [*PRECISION_ITEMS, *recalls]
+        known = [*recalls] if set(self.kinds) <= _CLASSLESS else [*PRECISION_ITEMS, *recalls]
         for item in self.metric_items or ():
             if item not in known:
                 raise ConfigError(
@@ -284,6 +299,22 @@ class CocoMetric(Metric):
             self.proposal_nums,
         )
 
+    def _fast_recalls(self) -> dict[str, float]:
+        truth = self.ground_truth
+        objects: dict[int, list[list[float]]] = {number: [] for number in truth.number_of.values()}
+        for annotation in truth.annotations:
+            if not annotation["iscrowd"]:
+                objects[annotation["image_id"]].append(annotation["bbox"])
+        found = [self._results.get(image_id, []) for image_id in truth.image_ids]
+        ranked = [sorted(rows, key=lambda row: -row["score"]) for rows in found]
+        recalls = average_recalls(
+            [_corners(boxes) for boxes in objects.values()],
+            [_corners([row["bbox"] for row in rows]) for rows in ranked],
+            self.proposal_nums,
+            self.iou_thresholds,
+        )
+        return {f"AR@{n}": recall for n, recall in zip(self.proposal_nums, recalls, strict=True)}
+
     def _all_results(self, with_masks: bool) -> list[dict[str, Any]]:
         """Return the results for faster-coco-eval, which writes into them: copies."""
         dropped = "bbox" if with_masks else "segmentation"
@@ -327,6 +358,13 @@ def _result(number: int, label: int, box: list[float], score: float, mask: Any) 
     if mask is not None:
         result["segmentation"] = encode_mask(mask)
     return result
+
+
+def _corners(boxes: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
+    """Return boxes (x, y, width, height) as float32 [N, 4], xyxy."""
+    rows = np.array(boxes, np.float64).reshape(-1, 4)
+    rows[:, 2:] += rows[:, :2]
+    return rows.astype(np.float32)
 
 
 def _counts(proposal_nums: Sequence[int]) -> tuple[int, ...]:

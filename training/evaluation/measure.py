@@ -19,7 +19,7 @@ EvaluationProgress = Callable[[int, int], None]
 class _ImageDetector(Protocol):
     """What ``deploykit.runtimes.Detector`` offers."""
 
-    def __call__(self, source: Any, /) -> Any: ...
+    def __call__(self, source: Any, /, **options: Any) -> Any: ...
 
 
 def evaluate_detector(
@@ -33,7 +33,8 @@ def evaluate_detector(
 
     Args:
         detector: A detector that keeps every score (``score_threshold=0``).
-        dataset: The validation set; only its image files are used, the detector prepares them.
+        dataset: The validation set; only its image files and proposals are used, the detector
+            prepares them.
         metric: One or several metrics, bound to the data set.
         batch_size: Images per call.
         progress: Whether to show a progress bar, or a function that is called with the number of
@@ -49,7 +50,9 @@ def evaluate_detector(
     with _reporter(progress, total) as report:
         for start in range(0, total, batch_size):
             records = [dataset.record(i) for i in range(start, min(start + batch_size, total))]
-            found = detector([record.path for record in records])
+            given = [record.proposals for record in records if record.proposals is not None]
+            options = {"proposals": given} if given else {}
+            found = detector([record.path for record in records], **options)
             for record, detections in zip(records, found, strict=True):
                 for each in metrics:
                     each.add(record.image_id, detections)
@@ -63,17 +66,21 @@ def detections_of_batch(
     """Turn the outputs of ``predict`` into detections in pixels of the original images.
 
     Args:
-        outputs: boxes f32 [B, K, 4], scores f32 [B, K], labels int32 [B, K], num_dets int32 [B].
+        outputs: boxes f32 [B, K, 4], scores f32 [B, K], labels int32 [B, K], num_dets int32 [B],
+            and optionally mask logits f32 [B, K, h, w].
         batch: The batch they belong to; its metas tell scale factors and original sizes.
         class_names: The class names that labels index.
     """
-    boxes, scores, labels, counts = (output.detach().cpu().numpy() for output in outputs[:4])
+    arrays = [output.detach().cpu().numpy() for output in outputs]
+    boxes, scores, labels, counts = arrays[:4]
+    masks = arrays[4] if len(arrays) > 4 else None
     for row, meta in enumerate(batch.metas):
         yield Detections.from_model_outputs(
             boxes[row],
             scores[row],
             labels[row],
             int(counts[row]),
+            None if masks is None else masks[row],
             scale_factor=meta["scale_factor"],
             image_size=meta["ori_shape"],
             class_names=tuple(class_names),

@@ -16,7 +16,8 @@ class Metric(ABC):
     """Collects detections image by image.
 
     The order of calls is ``bind`` once, then for every evaluation ``reset``, ``add`` per image,
-    ``compute``.
+    ``compute``. Where several processes share the images out, each of them adds its own, and the
+    first one merges what the others collected before it computes.
     """
 
     @abstractmethod
@@ -48,6 +49,14 @@ class Metric(ABC):
             DatasetError: The image is unknown or its detections came before, or the classes are
                 not those of the data set.
         """
+
+    @abstractmethod
+    def collected(self) -> dict[int | str, Any]:
+        """Return what was added, by image, in a form that is small and can be pickled."""
+
+    @abstractmethod
+    def merge(self, collected: Mapping[int | str, Any]) -> None:
+        """Take what another process collected; images that are known already are passed over."""
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
