@@ -372,8 +372,8 @@ def test_early_refusals(toy_checkpoint: Path, tmp_path: Path):
     target = tmp_path / "model.onnx"
     with pytest.raises(UsageError, match=r"must be an \.onnx file"):
         export_onnx(toy_checkpoint, tmp_path / "model.engine")
-    with pytest.raises(UsageError, match="unknown lowering 'plugin'"):
-        export_onnx(toy_checkpoint, target, lowering="plugin")
+    with pytest.raises(UsageError, match="unknown lowering 'tensor'"):
+        export_onnx(toy_checkpoint, target, lowering="tensor")
     with pytest.raises(UsageError, match="multiple of 32"):
         export_onnx(toy_checkpoint, target, shape=ShapeRequest.parse(shape="100x100"))
     with pytest.raises(MediaError, match="nowhere"):
