@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from deploykit.exporters.lowerings import primitive_nms
+from deploykit.exporters.lowerings.pixel_cast import cast_pixels_first
 from deploykit.exporters.lowerings.rewriting import Limits, rewrite_seam
 from deploykit.exporters.seam import BATCHED_NMS
 
@@ -27,4 +28,5 @@ def lower(model: ir.Model) -> Limits:
         What the results of the bodies are limited by, see ``ModelSpec.lowering_limits``.
     """
     InlinePass()(model)
+    cast_pixels_first(model)
     return rewrite_seam(model, REWRITES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from deploykit.exporters.lowerings import primitive_nms
+from deploykit.exporters.lowerings.pixel_cast import cast_pixels_first
 from deploykit.exporters.lowerings.rewriting import Limits, inline, rewrite_seam
 from deploykit.exporters.seam import BATCHED_NMS
 
@@ -22,4 +23,5 @@ def lower(model: ir.Model) -> Limits:
     """
     limits = rewrite_seam(model, REWRITES)
     inline(model)
+    cast_pixels_first(model)
     return limits
