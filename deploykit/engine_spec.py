@@ -77,7 +77,6 @@ class BuildFlags:
             compute capability 8.0 and newer).
         compute_capabilities: Of the GPUs that a TensorRT-RTX engine holds code for, e.g. ``"8.6"``;
             empty where it is compiled when it is loaded, or for the GPU of the builder.
-        optimization_level: TensorRT's builder optimisation level, or ``None`` for its own.
         tf32: Whether fp32 convolutions may round to TF32.
     """
 
@@ -85,7 +84,6 @@ class BuildFlags:
     version_compatible: bool = False
     hardware_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
-    optimization_level: int | None = None
     tf32: bool = False
 
 
@@ -117,7 +115,7 @@ class EngineSpec:
         tensorrt_version: Version that built it.
         engine_sha256: Hash of the engine file.
         engine_bytes: Its size.
-        onnx_sha256: Hash of the ONNX graph that was given to the parser.
+        onnx_sha256: Hash of the ONNX file it was built from.
         inputs: Of the engine.
         outputs: Of the engine.
         compute_capability: Of the GPU it was built on and for, e.g. ``"8.6"``; ``None`` for a

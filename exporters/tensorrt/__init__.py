@@ -1,0 +1,1 @@
+"""ONNX graphs to TensorRT engines, in either flavour of TensorRT."""
