@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from deploykit.training.models.heads.anchor_head import NORMAL_INIT, AnchorHead,
 from deploykit.training.models.heads.dense_detections import (
     DenseTestConfig,
     DetectionTensors,
+    gather_rows,
     suppress,
 )
 from deploykit.training.models.layers.conv_module import ConvModule
@@ -82,7 +84,9 @@ class RPNHead(AnchorHead):
     ) -> DetectionTensors:
         """Make proposals of predictions.
 
-        Proposals of one level suppress each other, those of different levels do not.
+        Proposals of one level suppress each other, those of different levels do not. So each level
+        is an image of its own in suppression: levels times 1,000 candidates compared with each
+        other cost a fraction of all of them, and each row is short enough for any engine to sort.
 
         Args:
             outputs: What ``forward`` returned.
@@ -97,9 +101,13 @@ class RPNHead(AnchorHead):
         config = self.test_config if config is None else config
         levels = self._candidates(outputs, config)
         boxes, scores = self._decode(levels, limits)
-        groups = [torch.full_like(level.labels, index) for index, level in enumerate(levels)]
-        boxes, scores, groups_kept, count = suppress(boxes, scores, torch.cat(groups, 1), config)
-        return boxes, scores, groups_kept.clamp(max=0), count
+        sizes = [level.scores.shape[1] for level in levels]
+        width = max(sizes) if all(isinstance(size, int) for size in sizes) else config.nms_pre
+        if width is None:
+            width = reduce(torch.sym_max, sizes)
+        boxes, scores = _as_rows(boxes, sizes, width), _as_rows(scores, sizes, width)
+        boxes, scores, _, _ = suppress(boxes, scores, scores.new_zeros(scores.shape).long(), config)
+        return _merge(boxes, scores, len(levels), config.max_per_img)
 
     def _build_layers(self) -> None:
         channels = [self.in_channels] + [self.feat_channels] * self.num_convs
@@ -121,3 +129,28 @@ class RPNHead(AnchorHead):
     def _forward_level(self, level: int, feat: Tensor) -> tuple[Tensor, Tensor]:
         hidden = F.relu(self.rpn_conv(feat))
         return self.rpn_cls(hidden), self.rpn_reg(hidden)
+
+
+def _as_rows(values: Tensor, sizes: Sequence[int], width: int) -> Tensor:
+    """Return [B, N, ...] of L levels, of these sizes, as [B * L, width, ...], padded with zeros."""
+    padding = values.new_zeros((values.shape[0], width, *values.shape[2:]))
+    levels = [
+        torch.cat((level, padding), dim=1)[:, :width] for level in values.split(list(sizes), dim=1)
+    ]
+    return torch.stack(levels, dim=1).flatten(0, 1)
+
+
+def _merge(boxes: Tensor, scores: Tensor, levels: int, count: int) -> DetectionTensors:
+    """Return the best proposals of all levels.
+
+    Args:
+        boxes: float32 [B * L, K, 4].
+        scores: float32 [B * L, K], 0 in empty rows.
+        levels: L.
+        count: Number of proposals per image, at most L * K.
+    """
+    boxes = boxes.unflatten(0, (-1, levels)).flatten(1, 2)
+    scores, index = scores.unflatten(0, (-1, levels)).flatten(1, 2).topk(count, dim=1)
+    found = scores > 0
+    labels = torch.where(found, 0, -1).to(torch.int32)
+    return gather_rows(boxes, index), scores, labels, found.sum(dim=1).to(torch.int32)
