@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from deploykit.engine_spec import EngineSpec, read_engine
 from deploykit.errors import SpecError, UsageError
+from deploykit.optional_imports import import_optional
 from deploykit.runtimes.tensorrt.cuda_device import CudaDevice
 from deploykit.runtimes.tensorrt.device_arrays import DeviceArray
 from deploykit.runtimes.tensorrt.engine import TensorRTEngine
@@ -169,6 +170,7 @@ def _load(
         )
     trt = load_flavour(spec.flavour)
     check_version(spec, trt.__version__, path)
+    import_optional("cuda.bindings.driver", spec.flavour, "Running an engine")
     device = CudaDevice(index)
     check_device(spec, device, path)
     # A version-compatible engine brings the runtime of the version that built it.

@@ -66,6 +66,8 @@ class FakeDevice:
     def __init__(self, seed: int = 0, fail_at: int | None = None) -> None:
         self.lock = threading.RLock()
         self.random = random.Random(seed)
+        # With 0 nothing is done before somebody waits for it.
+        self.eagerness = (0.0, 0.3, 0.8)[seed % 3]
         self.fail_at = fail_at
         self.calls: list[str] = []
         self.violations: list[str] = []
@@ -204,7 +206,7 @@ class FakeDevice:
             if not getattr(self._active, "depth", 0):
                 self.violations.append(f"{name} without an active device")
             for handle in list(self.queues):
-                while self.random.random() < 0.3 and self._step(handle):
+                while self.random.random() < self.eagerness and self._step(handle):
                     pass
             if self.fail_at is not None and len(self.calls) == self.fail_at:
                 raise BackendError(f"CUDA: {name} failed: made to")
@@ -258,9 +260,9 @@ class FakeDevice:
         op = ops[0]
         if op.wait is not None:
             event, version = op.wait
-            while event.done < version:
-                if not self._step(event.stream):
-                    self.violations.append("a wait for an event that nobody records")
+            while version and version not in event.done:
+                if not self._step(event.streams[version]):
+                    self.violations.append("a wait for work that is never done")
                     break
             if not ops or ops[0] is not op:
                 return True
@@ -389,20 +391,20 @@ class FakeEvent(_Counted):
 
     def __init__(self, device: FakeDevice) -> None:
         super().__init__(device)
-        self.asked = self.done = 0
-        self.stream = 0
+        # Whoever waits for an event waits for its latest record before the wait.
+        self.asked = 0
+        self.done: set[int] = set()
+        self.streams: dict[int, int] = {}
 
     def record(self, stream: int) -> None:
         self.device.enter("record")
         self.use("record")
         with self.device.lock:
             self.asked += 1
-            self.stream, version = stream, self.asked
-
-            def work() -> None:
-                self.done = max(self.done, version)
-
-            self.device.queue_op(stream, Op("record", work))
+            version = self.asked
+            self.streams[version] = stream
+            op = Op("record", lambda: self.done.add(version), uses=(self,))
+            self.device.queue_op(stream, op)
 
 
 class FakeStream(_Counted):
