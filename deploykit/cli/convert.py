@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit.cli import precision_arguments
 from deploykit.errors import UsageError
 from deploykit.optional_imports import import_optional
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deploykit.exporters.conversion_parity import ConversionParity
+    from deploykit.exporters.onnx_exporter import ExportedModel
 
 SUMMARY = (
     "Export a checkpoint to ONNX. The file takes uint8 RGB images [B, H, W, 3], normalises them "
@@ -28,6 +30,7 @@ EXAMPLES = (
     "deploykit convert model.pth --to onnx --out small.onnx --shape 320x320 --nms-pre 1000",
     "deploykit convert model.pth --to onnx --dynamic 320x320:640x640:1280x1280 --batch 1:4:16",
     "deploykit convert model.pth --to onnx --parity-images photos/",
+    "deploykit convert model.pth --to onnx --precision int8 --calibration-images photos/",
 )
 
 
@@ -82,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="detections per image, in place of the config's",
     )
+    precision_arguments.add_arguments(parser)
     parity = parser.add_argument_group("parity with PyTorch")
     parity.add_argument(
         "--parity-images",
@@ -126,58 +130,63 @@ def run(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from deploykit.atomic_file import check_writable
-    from deploykit.exporters.onnx_exporter import (
-        ConversionParityError,
-        ParityOptions,
-        export_onnx,
-    )
-    from deploykit.exporters.shape_request import ShapeRequest
-    from deploykit.parity import ParityTolerances
+    from deploykit.exporters.onnx_exporter import ConversionParityError
+    from deploykit.exporters.precision.cost import PrecisionError
 
     console = Console()
     output = args.out or args.checkpoint.with_suffix(".onnx")
     check_writable(output)
-    steps = _Steps(console)
     try:
-        exported = export_onnx(
-            args.checkpoint,
-            output,
-            config=args.config,
-            shape=ShapeRequest.parse(args.shape, args.dynamic, args.batch),
-            lowering=args.lowering,
-            test_options=_test_options(args),
-            parity=ParityOptions(
-                args.parity_images,
-                ParityTolerances(
-                    box=args.box_tolerance,
-                    score=args.score_tolerance,
-                    mask_probability=args.mask_tolerance,
-                ),
-            ),
-            step=steps,
-        )
+        exported = _export(args, output, _Steps(console))
     except ConversionParityError as error:
         _print_parity(console, error.parity)
-        console.print(
-            f"not written: {output}",
-            style="bold red",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        _print_line(console, f"not written: {output}", "bold red")
         if error.parity.nothing_found:
             console.print("Name images with objects in them with --parity-images.")
         return 1
+    except PrecisionError as error:
+        precision_arguments.print_cost(console, error.cost)
+        _print_line(console, f"not written: {output}", "bold red")
+        _print_line(console, str(error), "red")
+        return 1
     _print_parity(console, exported.parity)
+    if exported.cost is not None:
+        precision_arguments.print_cost(console, exported.cost)
     spec = exported.spec
     size = exported.path.stat().st_size / 2**20
     console.print(
         f"[bold green]{escape(str(exported.path))}[/] ({size:.1f} MiB, {spec.architecture}, "
-        f"batch {spec.input.batch}, height {spec.input.height}, width {spec.input.width})",
+        f"{spec.precision}, batch {spec.input.batch}, height {spec.input.height}, width "
+        f"{spec.input.width})",
         highlight=False,
         soft_wrap=True,
     )
     return 0
+
+
+def _export(args: argparse.Namespace, output: Path, steps: _Steps) -> ExportedModel:
+    from deploykit.exporters.onnx_exporter import ParityOptions, export_onnx
+    from deploykit.exporters.shape_request import ShapeRequest
+    from deploykit.parity import ParityTolerances
+
+    tolerances = ParityTolerances(
+        box=args.box_tolerance, score=args.score_tolerance, mask_probability=args.mask_tolerance
+    )
+    return export_onnx(
+        args.checkpoint,
+        output,
+        config=args.config,
+        shape=ShapeRequest.parse(args.shape, args.dynamic, args.batch),
+        lowering=args.lowering,
+        test_options=_test_options(args),
+        precision=precision_arguments.precision_options(args),
+        parity=ParityOptions(args.parity_images, tolerances),
+        step=steps,
+    )
+
+
+def _print_line(console: Console, text: str, style: str) -> None:
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Steps:
