@@ -37,6 +37,8 @@ from deploykit.tensorrt_flavour import (
     logger,
 )
 
+_UNFIT = "values are not self-consistent"
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -192,8 +194,10 @@ def _serialised_engine(
         monitor = progress_monitor(module, options.report, interruption)
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise ExportError(report.build_errors(log.errors))
+    # TensorRT only warns of shapes within the profile that the engine will fail at.
+    unfit = [message.text for message in log.messages if _UNFIT in message.text]
+    if plan is None or unfit:
+        raise ExportError(report.build_errors(log.errors if plan is None else unfit))
     if options.timing_cache is not None:
         save_timing_cache(config, options.timing_cache)
     return bytes(plan), warning

@@ -74,8 +74,10 @@ class NodeReport:
             if place is None:
                 lines.append(f"{self.title} cannot read the graph: {text}")
             else:
-                remedy = self._remedy(place.operator)
-                lines.append(f"{self.title} cannot build {place}: {remedy or text}")
+                reason = self._remedy(place.operator) or text
+                if reason == "false":  # all that is said about an operator that it does not know
+                    reason = "it has no such operator"
+                lines.append(f"{self.title} cannot build {place}: {reason}")
         unique = list(dict.fromkeys(lines))
         more = f" (and {len(unique) - 1} more such errors)" if len(unique) > 1 else ""
         return (unique[0] if unique else f"{self.title} cannot read the graph") + more
