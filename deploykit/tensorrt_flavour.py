@@ -154,8 +154,8 @@ class _Messages:
         self.recent: deque[Message] = deque(maxlen=_KEPT_MESSAGES)
 
     def add(self, severity: Any, text: str) -> None:
-        level = int(severity)
-        name = SEVERITIES[min(max(level, 0), len(SEVERITIES) - 1)]
+        level = min(max(int(severity), 0), len(SEVERITIES) - 1)
+        name = SEVERITIES[level]
         with self.lock:
             if level <= SEVERITIES.index("WARNING"):
                 self.recent.append(Message(name, text))
