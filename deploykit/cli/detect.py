@@ -32,7 +32,7 @@ EXAMPLES = (
     "deploykit detect model.onnx images --out results --score 0.5 --save-json",
     "deploykit detect model.onnx 'images/*.png' --no-images --save-coco detections.json",
     "deploykit detect model.onnx clip.mp4 --batch-size 4 --hide-labels",
-    "deploykit detect fast_rcnn.onnx images --proposals proposals.json",
+    "deploykit detect fast_rcnn.onnx images --proposals proposals.npz",
 )
 
 

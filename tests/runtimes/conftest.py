@@ -2,7 +2,8 @@
 
 The graph reports two boxes an image, taken from the mean colour (r, g, b) of its pixels, padding
 included: ``[0, 0, r, g]`` with score r / 255 and label 0, and ``[1, 2, 1 + b, 2 + b]`` with score
-b / 512 and label 1. With ``image_sizes`` as an input, the first box ends at (width, height).
+b / 512 and label 1. With ``image_sizes`` as an input, the first box ends at (width, height); with
+``proposals``, the second box is the last proposal.
 """
 
 from __future__ import annotations
@@ -92,6 +93,14 @@ def make_model(spec: ModelSpec | None) -> onnx.ModelProto:
         nodes.insert(5, helper.make_node("Gather", ["hw", "wh"], ["end_1"], axis=1))
     else:
         nodes.insert(4, helper.make_node("Gather", ["mean", "rg"], ["end_1"], axis=1))
+    if inputs.proposals:
+        shape_of_proposals = [shape[0], inputs.proposals, 4]
+        graph_inputs.append(
+            helper.make_tensor_value_info("proposals", TensorProto.FLOAT, shape_of_proposals)
+        )
+        constants["last_row"] = np.array(-1)
+        place = next(i for i, node in enumerate(nodes) if node.output[0] == "box_2")
+        nodes[place] = helper.make_node("Gather", ["proposals", "last_row"], ["box_2"], axis=1)
     rows = shape[0]
     outputs = [
         helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [rows, 2, 4]),

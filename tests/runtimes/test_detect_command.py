@@ -13,6 +13,7 @@ import pytest
 from deploykit.cli import detect, main
 from deploykit.detections import Detections
 from deploykit.image_io import read_image
+from deploykit.proposals import write_proposals
 from deploykit.runtimes.detection_run import DetectionRun
 from deploykit.runtimes.detector import Detector
 from deploykit.runtimes.file_inputs import FileInput
@@ -23,6 +24,7 @@ from deploykit.spec import DimRange
 
 MakeImage = Callable[..., np.ndarray]
 WriteOnnx = Callable[..., Path]
+BOX = np.array([[8, 4, 40, 60, 0.9]], np.float32)
 
 
 @pytest.fixture
@@ -239,10 +241,12 @@ def test_the_command_prints_no_noise_of_libraries(
 
 @pytest.mark.parametrize("example", detect.EXAMPLES)
 def test_examples_of_the_help_work(
-    place: Path, image_folder: Path, video_path: Path, example: str
+    place: Path, image_folder: Path, video_path: Path, write_onnx: WriteOnnx, example: str
 ) -> None:
     image_folder.rename(place / "images")
     (place / "street.jpg").write_bytes((place / "images" / "frame3.png").read_bytes())
+    write_onnx("fast_rcnn.onnx", proposals=2)
+    write_proposals("proposals.npz", {f"images/frame{i}.png": BOX for i in range(12)})
     program, *arguments = shlex.split(example)
     assert program == "deploykit"
     assert main(arguments) == 0

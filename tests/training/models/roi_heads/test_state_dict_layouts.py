@@ -11,6 +11,8 @@ from deploykit.training.models import build_detector
 # sha256[:16] of the sorted lines "key shape" of the state dict that MMDetection 3.3.0 builds from
 # the config of that name, the number of keys, and the number of parameters.
 RECIPES = {
+    "fast-rcnn_r50_fpn_1x_coco": ("3f1d059bedcd3c27", 342, 41_159_121),
+    "rpn_r50_fpn_1x_coco": ("b54472d2819d07ab", 340, 27_446_351),
     "faster-rcnn_r50_fpn_1x_coco": ("4ed1625f53e08317", 348, 41_753_056),
     "mask-rcnn_r50_fpn_1x_coco": ("93d7a1e804511c1b", 360, 44_396_336),
     "cascade-rcnn_r50_fpn_1x_coco": ("8f1320803cec4a98", 364, 69_394_766),
