@@ -14,7 +14,7 @@ train_dataloader = dict(dataset=dict(pipeline=_base_.train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=_base_.test_pipeline))
 test_dataloader = val_dataloader
 
-val_evaluator = dict(metric="proposal")  # recall, whatever the class
+val_evaluator = dict(metric="proposal_fast")  # recall, whatever the class
 test_evaluator = val_evaluator
 
 # Proposals for Fast R-CNN, of the validation and of the training images:
