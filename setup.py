@@ -23,5 +23,6 @@ setup(
     package_data={
         "": ["py.typed", "*.json", "*.md", "*.html"],
         "deploykit.training": ["recipes/**/*.py"],
+        "deploykit.plugins_trt": ["kernels/*"],
     },
 )

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = {"deploykit": "deploykit"} | {
     name: f"deploykit/{name}" for name in ("training", "exporters", "runtimes", "plugins_trt")
 }
+SUFFIXES = {".py", ".json", ".html", ".typed", ".cu", ".cuh", ".h"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_the_wheel_holds_every_source_file_under_one_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder, installed in FOLDERS.items():
         for file in (ROOT / folder).rglob("*"):
-            if file.is_file() and file.suffix in {".py", ".json", ".html", ".typed", ".cu"}:
+            if file.is_file() and file.suffix in SUFFIXES:
                 assert f"{installed}/{file.relative_to(ROOT / folder).as_posix()}" in names
     tops = {name.split("/")[0] for name in names}
     assert tops == {"deploykit", f"deploykit-{wheel.name.split('-')[1]}.dist-info"}
