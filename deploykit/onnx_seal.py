@@ -11,6 +11,9 @@ import hashlib
 import os
 from pathlib import Path
 
+from deploykit.atomic_file import atomic_path
+from deploykit.errors import SpecError
+
 SEAL_KEY = "deploykit.sha256"
 BLANK_SEAL = "0" * 64
 
@@ -38,6 +41,29 @@ def is_damaged(path: str | os.PathLike[str]) -> bool:
     data = Path(path).read_bytes()
     start = _position(data)
     return start is not None and data[start : start + len(BLANK_SEAL)] != _digest(data, start)
+
+
+def reseal(path: str | os.PathLike[str]) -> None:
+    """Give a sealed file that was edited on purpose the digest of what it holds now.
+
+    A tool that rewrites an ONNX file (a graph optimiser, a quantiser, a script) keeps the metadata
+    and with it the old digest, which no longer fits. The parity record in the metadata is still
+    that of the original: measure again with ``deploykit parity``.
+
+    Args:
+        path: The ``.onnx`` file; it is replaced at once or not at all.
+
+    Raises:
+        OSError: The file cannot be read or written.
+        SpecError: The file carries no digest, so that it needs none.
+    """
+    data = Path(path).read_bytes()
+    start = _position(data)
+    if start is None:
+        raise SpecError(f"{path} carries no checksum ('{SEAL_KEY}' in its metadata); nothing to do")
+    data = data[:start] + BLANK_SEAL.encode() + data[start + len(BLANK_SEAL) :]
+    with atomic_path(Path(path)) as temporary:
+        temporary.write_bytes(seal(data))
 
 
 def _position(data: bytes) -> int | None:

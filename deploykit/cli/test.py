@@ -29,7 +29,7 @@ config, so that it may be left out."""
 EXAMPLES = (
     "deploykit test work_dirs/config/best.pth",
     "deploykit test config.py work_dirs/config/best.pth --classwise",
-    "deploykit test config.py model.onnx --out metrics.json --data-root data/",
+    "deploykit test config.py model.onnx --json metrics.json --data-root data/",
 )
 
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the network")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the metrics as JSON as well"
+        "--json", type=Path, metavar="FILE", help="write the metrics as JSON as well"
     )
     parser.add_argument("--classwise", action="store_true", help="also measure every class")
     parser.add_argument("--data-root", metavar="DIR", help="folder of the data set")
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     from deploykit.training.evaluation import build_metrics, evaluate_detector
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    if args.out is not None:
-        check_writable(args.out)
+    if args.json is not None:
+        check_writable(args.json)
     config = _config(args)
     loader, evaluator = _test_sections(config)
     with RunLog(None):
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     for table in _class_tables(metrics) if args.classwise else ():
         console.print(table)
     console.print(f"{len(dataset)} images in {seconds:.1f} s")
-    if args.out is not None:
+    if args.json is not None:
         report = {
             "model": str(args.model),
             "config": args.config or f"{args.model} (its own)",
@@ -92,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
             "seconds": seconds,
             "metrics": numbers,
         }
-        write_atomic(args.out, json.dumps(report, indent=2))
-        console.print(f"wrote {args.out}")
+        write_atomic(args.json, json.dumps(report, indent=2))
+        console.print(f"wrote {args.json}")
     return 0
 
 

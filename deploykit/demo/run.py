@@ -105,7 +105,7 @@ class Demo:
             ("ONNX Runtime, dynamic", dynamic),
         ):
             result = self.out / f"metrics-{model.stem}.json"
-            self._command(f"test {name}", "test", config, model, "--out", result)
+            self._command(f"test {name}", "test", config, model, "--json", result)
             metrics[name] = json.loads(result.read_text())
         verdicts = self._measure_parity(checkpoint, onnx, dynamic, held_out)
         self._draw_pictures(dynamic, held_out, data.video)

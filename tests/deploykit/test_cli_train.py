@@ -75,7 +75,7 @@ def test_metrics_of_the_checkpoint_are_those_of_its_training(
     work_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "metrics.json"
-    assert main(["test", str(work_dir / "last.pth"), "--out", str(out), "--device", "cpu"]) == 0
+    assert main(["test", str(work_dir / "last.pth"), "--json", str(out), "--device", "cpu"]) == 0
     report = json.loads(out.read_text())
     rows = [json.loads(line) for path in work_dir.glob("*/scalars.jsonl") for line in path.open()]
     trained = [row for row in rows if row["kind"] == "val"][-1]
@@ -104,7 +104,7 @@ def test_metrics_of_the_onnx_file_are_those_of_the_checkpoint(
     reports = []
     for arguments in ([str(work_dir / "last.pth")], [str(work_dir / "config.py"), str(onnx)]):
         out = tmp_path / "metrics.json"
-        assert main(["test", *arguments, "--out", str(out), "--device", "cpu"]) == 0
+        assert main(["test", *arguments, "--json", str(out), "--device", "cpu"]) == 0
         reports.append(json.loads(out.read_text())["metrics"])
     assert reports[1] == pytest.approx(reports[0], abs=1e-3)
     assert reports[1]["coco/bbox_mAP"] > 0

@@ -3,7 +3,8 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from deploykit.onnx_seal import BLANK_SEAL, SEAL_KEY, is_damaged, seal
+from deploykit.errors import SpecError
+from deploykit.onnx_seal import BLANK_SEAL, SEAL_KEY, is_damaged, reseal, seal
 
 
 @pytest.fixture
@@ -39,3 +40,24 @@ def test_files_without_a_seal(model, tmp_path):
     assert not is_damaged(path)
     with pytest.raises(ValueError, match="has no entry"):
         seal(path.read_bytes())
+
+
+def test_a_file_that_a_tool_rewrote_is_sealed_again(model, tmp_path):
+    model.metadata_props.add(key=SEAL_KEY, value=BLANK_SEAL)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(seal(model.SerializeToString(deterministic=True)))
+    edited = onnx.load(path)
+    edited.graph.node[0].name = "renamed"
+    onnx.save(edited, path)
+    assert is_damaged(path)
+    reseal(path)
+    assert not is_damaged(path)
+    assert onnx.load(path).graph == edited.graph
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_file_without_a_seal_cannot_be_sealed_again(model, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    with pytest.raises(SpecError, match="carries no checksum"):
+        reseal(path)

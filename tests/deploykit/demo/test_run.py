@@ -66,7 +66,7 @@ def test_the_users_own_data_becomes_a_config_that_trains_and_is_measured(tmp_pat
     assert main(["train", str(config), "--work-dir", str(out / "training"), "--epochs", "1"]) == 0
     result = out / "metrics.json"
     best = str(out / "training" / "best.pth")
-    assert main(["test", str(config), best, "--out", str(result)]) == 0
+    assert main(["test", str(config), best, "--json", str(result)]) == 0
     scores = json.loads(result.read_text())["metrics"]
     assert 0 <= scores["coco/bbox_mAP"] <= scores["coco/bbox_mAP_50"] <= 1
 
