@@ -141,7 +141,12 @@ def _dtypes(weights: Mapping[str, torch.Tensor]) -> str:
 def _inspect_engine(file: Path) -> Inspection:
     spec, plan = read_engine(file)
     flags, used = spec.build_flags, spec.precision_used
-    gpu = f"compute capability {spec.compute_capability} ({spec.device_name})"
+    place = "any GPU that TensorRT-RTX supports"
+    if spec.compute_capability:
+        place = f"compute capability {spec.compute_capability} ({spec.device_name})"
+        place += ", and 8.0 or newer" if flags.hardware_compatible else ""
+    elif flags.compute_capabilities:
+        place = f"compute capability {', '.join(flags.compute_capabilities)}"
     return Inspection(
         path=str(file),
         kind="engine",
@@ -153,7 +158,7 @@ def _inspect_engine(file: Path) -> Inspection:
         outputs=spec.outputs,
         facts={
             "flavour": f"{TITLES.get(spec.flavour, spec.flavour)} {spec.tensorrt_version}",
-            "runs on": gpu if spec.compute_capability else "any GPU that TensorRT-RTX supports",
+            "runs on": place,
             "driver": spec.driver_version or "built without a GPU",
             f"types in the {used.source}": used.types,
             "plugins": [kernel.name for kernel in spec.plugins] or "none",

@@ -23,11 +23,12 @@ COMMANDS = {
     "detect": "find objects in images, folders, videos or a camera",
     "train": "train a detector from a config",
     "test": "measure COCO metrics of a checkpoint or an exported model",
-    "convert": "export a checkpoint to ONNX, with its parity measured",
+    "convert": "export a checkpoint to ONNX or TensorRT, with its parity measured",
     "parity": "compare two models detection by detection",
     "benchmark": "measure latency and throughput of models side by side",
     "config": "print a resolved config and where each key was set",
     "inspect": "show what an artefact says about itself",
+    "doctor": "try everything deploykit can use on this machine",
     "demo": "train, export, prove and time a detector on real data",
 }
 

@@ -1,4 +1,4 @@
-"""``deploykit convert``: export a checkpoint and prove that the result detects the same."""
+"""``deploykit convert``: export a model and prove that the result detects the same."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.cli import precision_arguments
+from deploykit.cli import convert_tensorrt, precision_arguments
 from deploykit.errors import UsageError
 from deploykit.optional_imports import import_optional
 
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from deploykit.exporters.onnx_exporter import ExportedModel
 
 SUMMARY = (
-    "Export a checkpoint to ONNX. The file takes uint8 RGB images [B, H, W, 3], normalises them "
-    "itself and gives final detections; everything a runtime needs is in its metadata. PyTorch and "
-    "ONNX Runtime are compared as part of the conversion: when they differ by more than the "
-    "tolerances, nothing is written and the exit code is 1."
+    "Export a checkpoint to ONNX, or build a TensorRT engine of a checkpoint or of an ONNX file. "
+    "What is written takes uint8 RGB images [B, H, W, 3], normalises them itself and gives final "
+    "detections; everything a runtime needs is in its metadata. PyTorch and ONNX Runtime are "
+    "compared as part of the conversion: when they differ by more than the tolerances, nothing is "
+    "written and the exit code is 1."
 )
 EXAMPLES = (
     "deploykit convert model.pth --to onnx",
@@ -31,20 +33,28 @@ EXAMPLES = (
     "deploykit convert model.pth --to onnx --dynamic 320x320:640x640:1280x1280 --batch 1:4:16",
     "deploykit convert model.pth --to onnx --parity-images photos/",
     "deploykit convert model.pth --to onnx --precision int8 --calibration-images photos/",
+    *convert_tensorrt.EXAMPLES,
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .pth file")
-    parser.add_argument("--to", choices=("onnx",), required=True, help="the format to write")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="MODEL",
+        help="a .pth file, or with --to tensorrt an .onnx file of ours",
+    )
+    parser.add_argument(
+        "--to", choices=("onnx", "tensorrt"), required=True, help="the format to write"
+    )
     parser.add_argument(
         "--config",
         metavar="CONFIG",
         help="a config or a shipped recipe to use in place of the config in the checkpoint",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the file to write (CHECKPOINT with .onnx)"
+        "--out", type=Path, metavar="FILE", help="the file to write (MODEL with .onnx or .engine)"
     )
     shapes = parser.add_argument_group(
         "input shapes", "by default what the config's test pipeline produces, one image at a time"
@@ -53,18 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument(
         "--dynamic", metavar="HxW:HxW:HxW", help="smallest, optimal and largest size"
     )
-    shapes.add_argument(
-        "--batch", default="1", metavar="N|MIN:OPT:MAX", help="images at a time (1)"
-    )
+    shapes.add_argument("--batch", metavar="N|MIN:OPT:MAX", help="images at a time (1)")
     graph = parser.add_argument_group("graph")
     graph.add_argument(
         "--lowering",
-        default="standard",
         metavar="NAME",
         help="how NMS and RoIAlign are written. standard: ONNX's own operators, for ONNX Runtime "
         "and OpenVINO; primitive: plain arithmetic, for engines without those operators, such as "
         "TensorRT-RTX; plugin: one node each, for TensorRT with deploykit's plugins, with the "
-        "primitive form as its function body (standard)",
+        "primitive form as its function body (standard for onnx, plugin for tensorrt, primitive "
+        "for its flavour rtx)",
     )
     graph.add_argument(
         "--nms-pre",
@@ -86,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="detections per image, in place of the config's",
     )
     precision_arguments.add_arguments(parser)
+    convert_tensorrt.add_arguments(parser)
     parity = parser.add_argument_group("parity with PyTorch")
     parity.add_argument(
         "--parity-images",
@@ -124,34 +133,20 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 when the parity check failed.
     """
-    import_optional("torch", "export", "Exporting a checkpoint")
-    import_optional("onnxscript", "export", "Exporting a checkpoint")
     from rich.console import Console
     from rich.markup import escape
 
     from deploykit.atomic_file import check_writable
-    from deploykit.exporters.onnx_exporter import ConversionParityError
-    from deploykit.exporters.precision.cost import PrecisionError
 
     console = Console()
+    if args.to == "tensorrt":
+        return convert_tensorrt.run(args, console, partial(_export_and_print, args, console))
+    convert_tensorrt.refuse_arguments(args)
     output = args.out or args.checkpoint.with_suffix(".onnx")
     check_writable(output)
-    try:
-        exported = _export(args, output, _Steps(console))
-    except ConversionParityError as error:
-        _print_parity(console, error.parity)
-        _print_line(console, f"not written: {output}", "bold red")
-        if error.parity.nothing_found:
-            console.print("Name images with objects in them with --parity-images.")
+    exported = _export_and_print(args, console, output, "standard", output)
+    if exported is None:
         return 1
-    except PrecisionError as error:
-        precision_arguments.print_cost(console, error.cost)
-        _print_line(console, f"not written: {output}", "bold red")
-        _print_line(console, str(error), "red")
-        return 1
-    _print_parity(console, exported.parity)
-    if exported.cost is not None:
-        precision_arguments.print_cost(console, exported.cost)
     spec = exported.spec
     size = exported.path.stat().st_size / 2**20
     console.print(
@@ -164,7 +159,46 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(args: argparse.Namespace, output: Path, steps: _Steps) -> ExportedModel:
+def _export_and_print(
+    args: argparse.Namespace, console: Console, output: Path, lowering: str, wanted: Path
+) -> ExportedModel | None:
+    """Export the checkpoint to ONNX and print what was measured.
+
+    Args:
+        args: The arguments of the command.
+        console: Where to print.
+        output: The ONNX file to write.
+        lowering: What to use where the arguments name none.
+        wanted: The file that the user waits for, to name when it is not written.
+
+    Returns:
+        The model, or ``None`` when a check failed.
+    """
+    import_optional("torch", "export", "Exporting a checkpoint")
+    import_optional("onnxscript", "export", "Exporting a checkpoint")
+    from deploykit.exporters.onnx_exporter import ConversionParityError
+    from deploykit.exporters.precision.cost import PrecisionError
+
+    try:
+        exported = _export(args, output, args.lowering or lowering, _Steps(console))
+    except ConversionParityError as error:
+        _print_parity(console, error.parity)
+        _print_line(console, f"not written: {wanted}", "bold red")
+        if error.parity.nothing_found:
+            console.print("Name images with objects in them with --parity-images.")
+        return None
+    except PrecisionError as error:
+        precision_arguments.print_cost(console, error.cost)
+        _print_line(console, f"not written: {wanted}", "bold red")
+        _print_line(console, str(error), "red")
+        return None
+    _print_parity(console, exported.parity)
+    if exported.cost is not None:
+        precision_arguments.print_cost(console, exported.cost)
+    return exported
+
+
+def _export(args: argparse.Namespace, output: Path, lowering: str, steps: _Steps) -> ExportedModel:
     from deploykit.exporters.onnx_exporter import ParityOptions, export_onnx
     from deploykit.exporters.shape_request import ShapeRequest
     from deploykit.parity import ParityTolerances
@@ -176,8 +210,8 @@ def _export(args: argparse.Namespace, output: Path, steps: _Steps) -> ExportedMo
         args.checkpoint,
         output,
         config=args.config,
-        shape=ShapeRequest.parse(args.shape, args.dynamic, args.batch),
-        lowering=args.lowering,
+        shape=ShapeRequest.parse(args.shape, args.dynamic, args.batch or "1"),
+        lowering=lowering,
         test_options=_test_options(args),
         precision=precision_arguments.precision_options(args),
         parity=ParityOptions(args.parity_images, tolerances),

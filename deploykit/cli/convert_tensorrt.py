@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deploykit.engine_spec import BuildFlags
+    from deploykit.exporters.onnx_exporter import ExportedModel
     from deploykit.exporters.tensorrt.builder import BuildOptions
     from deploykit.exporters.tensorrt.engine_exporter import ExportedEngine
 
 EXAMPLES = (
     "deploykit convert model.pth --to tensorrt --flavour rtx",
-    "deploykit convert model.pth --to tensorrt --flavour rtx --dynamic 64x64:128x128:256x256 "
-    "--batch 1:2:4",
-    "deploykit convert primitive.onnx --to tensorrt --flavour rtx --out small.engine "
-    "--compute-capability 8.6 --workspace 1GiB",
+    "deploykit convert model.pth --to tensorrt --dynamic 320x320:640x640:1280x1280 --batch 1:4:16",
+    "deploykit convert primitive.onnx --to tensorrt --flavour rtx --compute-capability 8.6",
 )
 _HEAVY_PACKAGES = "Building an engine"
 
-# Writes the ONNX file of the checkpoint to a path, in a lowering; False when parity failed.
-ExportGraph = Callable[[Path, str], bool]
+# Writes the ONNX file of the checkpoint to a path, in a lowering unless another is asked for, on
+# the way to a file that the user waits for; ``None`` when a check failed.
+ExportGraph = Callable[[Path, str, Path], "ExportedModel | None"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,8 +121,13 @@ def run(args: argparse.Namespace, console: Console, export_graph: ExportGraph) -
                 source, output, reporting, shapes=shapes, precision=args.precision
             )
     else:
+        if args.lowering == "standard":
+            raise UsageError(
+                f"--lowering standard is for ONNX Runtime; leave it out, or take "
+                f"{LOWERINGS[options.flavour]}"
+            )
         with _graph_path(args, output) as graph:
-            if not export_graph(graph, args.lowering or LOWERINGS[options.flavour]):
+            if export_graph(graph, LOWERINGS[options.flavour], output) is None:
                 return 1
             with _progress(options, console) as reporting:
                 exported = export_engine(graph, output, reporting)
@@ -156,7 +161,8 @@ def _refuse_graph_arguments(args: argparse.Namespace) -> None:
     """Refuse what changes the graph when there is no checkpoint to make another one from."""
     for name in (
         *("config", "lowering", "nms_pre", "score_threshold", "max_per_img", "parity_images"),
-        "keep_onnx",
+        *("keep_onnx", "keep_fp32", "fp32_grouped_convolutions", "calibration_images"),
+        "max_map_drop",
     ):
         if getattr(args, name) not in (None, [], False):
             raise UsageError(
@@ -180,7 +186,7 @@ def _progress(options: BuildOptions, console: Console) -> Iterator[BuildOptions]
     """Yield options that report to a progress bar."""
     from dataclasses import replace
 
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn("{task.description:<48}"),
@@ -188,8 +194,9 @@ def _progress(options: BuildOptions, console: Console) -> Iterator[BuildOptions]
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
-        bars: dict[str, int] = {}
+    shown = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+        bars: dict[str, TaskID] = {}
 
         def report(phase: str, done: int, total: int) -> None:
             if phase not in bars:
@@ -217,7 +224,8 @@ def _print_engine(console: Console, exported: ExportedEngine, source: Path) -> N
     else:
         console.print(f"{'build engine':<48} {spec.build_log.seconds:6.1f} s", highlight=False)
     shapes = spec.model.input
-    types = ", ".join(f"{count} {name}" for name, count in spec.precision_used.types.items())
+    counts = sorted(spec.precision_used.types.items(), key=lambda item: -item[1])
+    types = ", ".join(f"{count} {name}" for name, count in counts)
     whence = {"engine": "layers of the engine", "graph": "results in the graph"}
     console.print(
         f"[bold green]{escape(str(exported.path))}[/] ({spec.engine_bytes / 2**20:.1f} MiB, "

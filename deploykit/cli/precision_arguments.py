@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--precision",
-        default="fp32",
         choices=("fp32", "fp16", "int8"),
         help="what the network computes in; int8: backbone and neck, heads stay float32 (fp32)",
     )
@@ -83,7 +82,7 @@ def precision_options(args: argparse.Namespace) -> PrecisionOptions:
     operators = [name for name in args.keep_fp32 if name.isalnum() and name[:1].isupper()]
     patterns = [name for name in args.keep_fp32 if name not in operators]
     return PrecisionOptions(
-        args.precision,
+        args.precision or "fp32",
         KeepFloat32(operators, patterns, args.fp32_grouped_convolutions),
         args.calibration,
         args.calibration_images,
