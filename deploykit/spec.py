@@ -137,6 +137,13 @@ class ModelSpec:
         precision: ``"fp32"``, ``"fp16"``, ``"int8"``...
         lowering: How the operators of the seam were exported: ``"eager"`` (a checkpoint),
             ``"standard"``, ``"plugin"`` or ``"primitive"``.
+        lowering_limits: How far those operators are exact; empty if they always are, which is so in
+            a checkpoint and in ``"standard"``. With ``"plugin"`` it is about the functions that an
+            engine without the plugins runs. ``nms_candidates``: suppression looks at so many of the
+            best candidates; ``nms_steps``: chains of up to so many suppressions among neighbours in
+            rank are followed; ``nms_unresolved_at_most``: how many candidates may be decided
+            wrongly where a chain is longer; ``nms_pre``: candidates per feature level, where the
+            config asks for more.
         checkpoint_sha256: Hash of the checkpoint file an exported artefact was made from.
         config_sha256: Hash of the resolved config text.
         versions: Package versions that wrote the artefact.
@@ -152,6 +159,7 @@ class ModelSpec:
     score_threshold: float = 0.3
     precision: str = "fp32"
     lowering: str = "eager"
+    lowering_limits: dict[str, int] = field(default_factory=dict)
     checkpoint_sha256: str = ""
     config_sha256: str = ""
     versions: dict[str, str] = field(default_factory=dict)

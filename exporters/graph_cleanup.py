@@ -27,10 +27,14 @@ def clean_up(model: ir.Model) -> None:
     get their state-dict names; PyTorch's stack traces, which hold paths of this machine, go.
 
     Args:
-        model: A graph with plain ONNX operators.
+        model: A lowered graph.
     """
     optimizer.optimize_ir(
-        model, num_iterations=3, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT
+        model,
+        num_iterations=3,
+        input_size_limit=FOLD_LIMIT,
+        output_size_limit=FOLD_LIMIT,
+        inline=False,  # the functions that a lowering leaves are meant to stay
     )
     for one_pass in (
         passes.CommonSubexpressionEliminationPass(),

@@ -9,7 +9,9 @@ import onnx
 import onnxruntime
 
 from deploykit.errors import ExportError
+from deploykit.exporters import seam
 from deploykit.exporters.graph_capture import OPSET, example_inputs
+from deploykit.exporters.lowerings.primitive_nms import LARGEST_TOPK
 from deploykit.spec import InputSpec, ModelSpec
 
 _TYPES = {
@@ -19,6 +21,13 @@ _TYPES = {
     "num_dets": onnx.TensorProto.INT32,
 }
 Shape = tuple[int, int, int]
+
+# Operators of ONNX that TensorRT-RTX lacks, or whose shapes or flow depend on values.
+NOT_PRIMITIVE = frozenset(
+    {"NonMaxSuppression", "RoiAlign", "NonZero", "Compress", "Unique", "If", "Loop", "Scan"}
+)
+_PLAIN = {"ai.onnx": OPSET}
+_OPSETS = {"plugin": _PLAIN | {seam.DOMAIN: seam.VERSION}}
 
 
 def check_model(model: onnx.ModelProto, spec: ModelSpec) -> None:
@@ -39,11 +48,64 @@ def check_model(model: onnx.ModelProto, spec: ModelSpec) -> None:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
-    versions = {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}
-    if spec.lowering == "standard" and versions != {"ai.onnx": OPSET}:
-        raise ExportError(f"the exported graph needs operator sets {versions}, not plain {OPSET}")
+    check_operators(model, spec.lowering)
     _check_signature(inferred.graph, spec)
     _check_runs(model, spec)
+
+
+def check_operators(model: onnx.ModelProto, lowering: str) -> None:
+    """Check that a graph uses the operators that its lowering promises, and no others.
+
+    Args:
+        model: The model.
+        lowering: ``"standard"``, ``"plugin"`` or ``"primitive"``.
+
+    Raises:
+        ExportError: It uses another operator set, or one that is not for this lowering; a node of
+            the seam lacks an attribute, a function or the shape of its output.
+    """
+    versions = {opset.domain or "ai.onnx": opset.version for opset in model.opset_import}
+    expected = _OPSETS.get(lowering, _PLAIN)
+    if versions not in (expected, _PLAIN):
+        raise ExportError(f"the exported graph needs operator sets {versions}, expected {expected}")
+    if lowering == "standard":
+        return
+    nodes = list(model.graph.node) + [node for body in model.functions for node in body.node]
+    refused = sorted({node.op_type for node in nodes} & NOT_PRIMITIVE)
+    if refused:
+        raise ExportError(
+            f"the exported graph holds {', '.join(refused)}, which '{lowering}' does without"
+        )
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "TopK" and node.input[1] in constants:
+            count = int(onnx.numpy_helper.to_array(constants[node.input[1]]).item())
+            if count > LARGEST_TOPK:
+                raise ExportError(
+                    f"'{node.name}' sorts {count} values, TensorRT at most {LARGEST_TOPK}; pass a "
+                    "smaller --nms-pre or --max-per-img"
+                )
+        elif node.domain == seam.DOMAIN:
+            _check_plugin_node(node, model)
+
+
+def _check_plugin_node(node: onnx.NodeProto, model: onnx.ModelProto) -> None:
+    """Check that a node says all that an engine needs, which knows nothing of the operator."""
+    bodies = [
+        body
+        for body in model.functions
+        if (body.domain, body.name, body.overload) == (node.domain, node.op_type, node.overload)
+    ]
+    if not bodies:
+        raise ExportError(f"'{node.name}' has no function {seam.DOMAIN}::{node.op_type}")
+    missing = set(bodies[0].attribute) - {attribute.name for attribute in node.attribute}
+    if missing:
+        raise ExportError(f"'{node.name}' lacks the attributes {', '.join(sorted(missing))}")
+    known = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
+    for name in node.output:
+        tensor = known[name].type.tensor_type if name in known else onnx.TypeProto.Tensor()
+        if not tensor.elem_type or not tensor.HasField("shape"):
+            raise ExportError(f"the type and shape of the output '{name}' are not written")
 
 
 def _check_signature(graph: onnx.GraphProto, spec: ModelSpec) -> None:

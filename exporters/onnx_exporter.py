@@ -16,6 +16,7 @@ import onnx_ir as ir
 from deploykit import __version__
 from deploykit.atomic_file import atomic_path, sha256_of_file
 from deploykit.errors import ExportError, ParityError, UsageError
+from deploykit.exporters.candidate_limit import limited_candidates
 from deploykit.exporters.conversion_parity import ConversionParity, Step, measure
 from deploykit.exporters.graph_capture import capture
 from deploykit.exporters.graph_cleanup import clean_up
@@ -133,10 +134,14 @@ def export_onnx(
         loaded = load_model(checkpoint, config, test_options=test_options)
         spec = _artefact_spec(loaded.spec, shape, lowering, Path(checkpoint))
         images, source = choose_images(parity.images, loaded.config)
-    with step("export graph"):
-        graph = capture(loaded.model, spec)
+    with limited_candidates(loaded.model, lowering) as limits:
+        for name, limit in limits.items():
+            with step(f"limit {name} to {limit} for '{lowering}'"):
+                pass  # done; it only shows the user
+        with step("export graph"):
+            graph = capture(loaded.model, spec)
     with step("lower and optimise"):
-        lower(graph)
+        spec = replace(spec, lowering_limits=limits | lower(graph))
         clean_up(graph)
         model = _to_proto(graph, spec)
     with step("check"):

@@ -109,6 +109,7 @@ def _spec_rows(spec: ModelSpec) -> dict[str, Any]:
         "classes": f"{len(spec.classes)}: {shown}" + (f", and {more} more" if more > 0 else ""),
         "precision": spec.precision,
         "lowering": spec.lowering,
+        "lowering limits": _limits_text(spec.lowering_limits),
         "batch": inputs.batch,
         "height": f"{inputs.height} (multiples of {inputs.divisor})",
         "width": f"{inputs.width} (multiples of {inputs.divisor})",
@@ -121,6 +122,10 @@ def _spec_rows(spec: ModelSpec) -> dict[str, Any]:
         "config sha256": spec.config_sha256 or "not recorded",
         "written by": ", ".join(f"{name} {value}" for name, value in spec.versions.items()),
     }
+
+
+def _limits_text(limits: dict[str, int]) -> str:
+    return ", ".join(f"{name} {limit}" for name, limit in limits.items()) or "none"
 
 
 def _parity_rows(parity: dict[str, Any] | None) -> dict[str, Any]:
