@@ -44,10 +44,17 @@ def machine_line(machine: Machine) -> str:
 
 
 def _table(title: str, first: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold", min_width=10)
+    """Return a table in which names give way in a narrow terminal, and numbers never do."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column(first, overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
@@ -62,10 +69,9 @@ def _latencies(workload: WorkloadResult) -> Table:
 
 
 def _stages(workload: WorkloadResult) -> Table:
-    columns = ("pre", "inference", "post", "outside", "ratio to the first")
-    title = "stages (median ms), time outside the inference, ratio of medians [95 %]"
+    columns = ("pre", "inference", "post", "outside", "ratio [95 %]")
+    title = "stages (median ms), time outside the inference, ratio to the first"
     table = _table(title, "model", columns)
-    table.columns[-1].no_wrap = True
     for number, (result, ratio) in enumerate(zip(workload.results, workload.ratios, strict=True)):
         interval = f"{ratio.value:.3g} [{ratio.low:.3g}, {ratio.high:.3g}]" if number else "1"
         table.add_row(
@@ -78,7 +84,7 @@ def _stages(workload: WorkloadResult) -> Table:
 
 
 def _fresh_processes(workload: WorkloadResult) -> Table:
-    columns = ("load s", "first call ms", "memory MiB", "of the model", "on the GPU")
+    columns = ("load s", "first\ncall ms", "memory\nMiB", "of the\nmodel", "on the\nGPU")
     table = _table("in a process of its own (memory at the peak)", "model", columns)
     for result in workload.results:
         if result.fresh is None:

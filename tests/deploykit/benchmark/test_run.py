@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -173,6 +174,20 @@ def test_the_tables_name_models_machine_and_ratios(run):
     assert "images/s" in text and "100.0" in text  # 10 ms per image
     assert "load s" in text and "1.50" in text
     assert "load s" not in text_of(run(fresh_processes=False))
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_no_number_or_header_is_cut_off_in_a_narrow_terminal(run, simulation, monkeypatch, width):
+    names = ("faster-rcnn_r50_fpn_1x_coco.pth", "faster-rcnn-primitive.onnx")
+    for name, milliseconds in zip(names, (1234, 987), strict=True):
+        monkeypatch.setitem(INFERENCE_MS, name, milliseconds)
+    text = text_of(run(models=names), width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    headers = ["p50", "p90", "p95", "p99", "mean", "std", "min", "images/s", "inference"]
+    for header in [*headers, "ratio [95 %]"]:
+        assert header in text
+    assert re.search(r"0\.\d+ \[0\.\d+, 0\.\d+\]", text)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
