@@ -207,14 +207,27 @@ def _evaluators(config: Config) -> Iterator[dict[str, Any]]:
         yield from [value] if isinstance(value, dict) else value
 
 
+def _all_transforms(pipeline: Any) -> Iterator[dict[str, Any]]:
+    """Yield the transforms of a pipeline and those within them."""
+    for entry in pipeline:
+        if isinstance(entry, dict):
+            yield entry
+            inner = entry.get("transforms")
+            if isinstance(inner, (list, tuple)):
+                yield from _all_transforms(inner)
+        elif isinstance(entry, (list, tuple)):
+            yield from _all_transforms(entry)
+
+
 def _resize_pipeline(pipeline: list[dict[str, Any]], size: tuple[int, int]) -> None:
-    old = _aimed_size(pipeline)
+    transforms = list(_all_transforms(pipeline))
+    old = _aimed_size(transforms)
     if old is None:
-        if any(key in transform for transform in pipeline for key in _SIZE_KEYS):
+        if any(key in transform for transform in transforms for key in _SIZE_KEYS):
             raise UsageError("--image-size: a pipeline of the config names no fixed size")
         return
     factors = (size[1] / old[0], size[0] / old[1])
-    for transform in pipeline:
+    for transform in transforms:
         for key in _SIZE_KEYS:
             pair = transform.get(key)
             if isinstance(pair, (list, tuple)) and len(pair) == 2:

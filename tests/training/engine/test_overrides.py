@@ -79,6 +79,22 @@ def test_image_size_scales_every_size(recipe: Config) -> None:
     assert recipe["test_dataloader"]["dataset"]["pipeline"][1]["scale"] == (640, 640)
 
 
+def test_image_size_reaches_into_random_choices(recipe: Config) -> None:
+    dataset = recipe["train_dataloader"]["dataset"]
+    small = [dict(type="Resize", scale=(320, 160)), dict(type="RandomCrop", crop_size=(64, 64))]
+    dataset["pipeline"] = [
+        dict(type="RandomChoice", transforms=[dict(type="Resize", scale=(1280, 640)), small]),
+        dict(type="Pad", size=(640, 640)),
+    ]
+    choice, pad = overrides.with_image_size(recipe, (320, 160))["train_dataloader"]["dataset"][
+        "pipeline"
+    ]
+    assert pad["size"] == (160, 320)
+    single, pair = choice["transforms"]
+    assert single["scale"] == (320, 320)
+    assert (pair[0]["scale"], pair[1]["crop_size"]) == ((80, 80), (16, 32))
+
+
 def test_data_root_moves_data_sets_and_annotation_files(recipe: Config) -> None:
     changed = overrides.with_data_root(recipe, "/data/mine")
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):

@@ -1,6 +1,7 @@
 """The transforms of the data pipeline, registered by MMDetection's type names."""
 
 from deploykit.training.data.transforms.affine import Expand, RandomAffine
+from deploykit.training.data.transforms.choice import RandomChoice
 from deploykit.training.data.transforms.colour import PhotoMetricDistortion, YOLOXHSVRandomAug
 from deploykit.training.data.transforms.crop import MinIoURandomCrop, RandomCrop
 from deploykit.training.data.transforms.filter import FilterAnnotations
@@ -44,6 +45,7 @@ __all__ = [
     "Pipeline",
     "ProposalBroadcaster",
     "RandomAffine",
+    "RandomChoice",
     "RandomChoiceResize",
     "RandomCrop",
     "RandomFlip",

@@ -109,7 +109,11 @@ class Pipeline:
 
     def __call__(self, record: ImageRecord, rng: np.random.Generator) -> Sample | None:
         """Return the sample made from a record, or ``None`` if a transform gave none."""
-        return self._apply(Sample(record), self.transforms, rng)
+        return self.apply(Sample(record), rng)
+
+    def apply(self, sample: Sample, rng: np.random.Generator) -> Sample | None:
+        """Return the sample after all transforms, or ``None`` if one of them gave none."""
+        return self._apply(sample, self.transforms, rng)
 
     def reset(self) -> None:
         """Forget what transforms have cached."""
