@@ -178,8 +178,8 @@ def class_names(
 ) -> tuple[tuple[str, ...], Palette]:
     """Return the class names and colours of a model.
 
-    They are those of the checkpoint, else of the ``metainfo`` of the config's data sets, else
-    COCO's for an 80-class model of a ``CocoDataset``, as in MMDetection.
+    They are those of the checkpoint, else of the ``metainfo`` of the config's data sets, else of
+    the ``METAINFO`` of their kind if it has as many as the model (COCO's 80 of a ``CocoDataset``).
 
     Args:
         config: The config of the model.
@@ -191,8 +191,8 @@ def class_names(
     Raises:
         ConfigError: None of them names the classes.
     """
-    from deploykit.training.data.coco_classes import COCO_CLASSES, COCO_PALETTE
     from deploykit.training.data.dataset import class_names as metainfo_classes
+    from deploykit.training.registry import DATASETS
 
     dataset_meta = meta.get("dataset_meta")
     for known in (dataset_meta if isinstance(dataset_meta, Mapping) else {}, meta):
@@ -208,9 +208,10 @@ def class_names(
         configured = metainfo_classes(metainfo)
         if configured:
             return configured, (metainfo or {}).get("palette") or ()
-    kinds = {str(dataset.get("type")).split(".")[-1] for dataset in datasets}
-    if "CocoDataset" in kinds and num_classes(config) == len(COCO_CLASSES):
-        return COCO_CLASSES, COCO_PALETTE
+    for kind in (str(dataset.get("type")) for dataset in datasets):
+        metainfo = getattr(DATASETS.get(kind), "METAINFO", {}) if kind in DATASETS else {}
+        if metainfo and len(metainfo["classes"]) == num_classes(config):
+            return metainfo["classes"], metainfo.get("palette") or ()
     raise ConfigError(
         "neither the checkpoint nor the config names the classes; add metainfo=dict(classes=(...)) "
         "to the data set of the config and give it with --config",

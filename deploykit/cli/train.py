@@ -247,18 +247,12 @@ def _draw_data(config: Config, stack: ExitStack) -> Path:
 
 def _class_names(config: Config) -> tuple[str, ...]:
     """Return the classes that the config trains, or names for as many as its model has."""
-    from deploykit.training.data.coco_classes import COCO_CLASSES
-    from deploykit.training.engine.overrides import leaf_datasets
-    from deploykit.training.model_spec import num_classes
+    from deploykit.training.model_spec import class_names, num_classes
 
-    for dataset in leaf_datasets((config.get("train_dataloader") or {}).get("dataset")):
-        classes = (dataset.get("metainfo") or {}).get("classes")
-        if isinstance(classes, (list, tuple)) and classes:
-            return tuple(str(name) for name in classes)
-    count = num_classes(config)
-    if count in (None, len(COCO_CLASSES)):
-        return COCO_CLASSES
-    return tuple(f"class {index}" for index in range(count))
+    try:
+        return class_names(config, {})[0]
+    except ConfigError:
+        return tuple(f"class {index}" for index in range(num_classes(config) or 1))
 
 
 def _import_modules(config: Config) -> None:

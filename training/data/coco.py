@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class CocoDataset(PipelineDataset):
             the proposal file, or there are problems and ``on_error`` is ``"raise"``.
         ConfigError: Arguments that make no sense.
     """
+
+    METAINFO: ClassVar[Mapping[str, Any]] = {"classes": COCO_CLASSES, "palette": COCO_PALETTE}
 
     def __init__(
         self,
@@ -116,7 +118,8 @@ class CocoDataset(PipelineDataset):
         given = self._metainfo.get("palette")
         if isinstance(given, Sequence) and not isinstance(given, str) and len(given):
             return tuple((int(red), int(green), int(blue)) for red, green, blue in given)
-        return COCO_PALETTE if self.classes == COCO_CLASSES else ()
+        palette: tuple[tuple[int, int, int], ...] = self.METAINFO["palette"]
+        return palette if self.classes == self.METAINFO["classes"] else ()
 
     @property
     def report(self) -> AnnotationReport:
@@ -177,7 +180,8 @@ class CocoDataset(PipelineDataset):
         elif not names:
             raise DatasetError(f"{self.ann_file} lists no usable category")
         else:
-            classes = COCO_CLASSES if set(names) <= set(COCO_CLASSES) else names
+            known: tuple[str, ...] = self.METAINFO["classes"]
+            classes = known if set(names) <= set(known) else names
         self._classes = classes
         label_of = {name: label for label, name in enumerate(classes)}
         self._category_to_label = {

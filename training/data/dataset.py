@@ -6,7 +6,7 @@ import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,11 @@ class DetectionDataset(ABC):
     """A data set of images with boxes, or a wrapper around others.
 
     ``fetch`` runs the pipeline; every random number it needs comes from the generator it is given.
+    ``METAINFO`` holds the ``classes`` (and the ``palette``) of the data that the kind of data set
+    was made for, for models and annotation files that name none.
     """
 
+    METAINFO: ClassVar[Mapping[str, Any]] = {}
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
 
