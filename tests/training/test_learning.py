@@ -86,7 +86,8 @@ model |= dict(
         bbox_roi_extractor=dict(out_channels=32),
         bbox_head=dict(in_channels=32, fc_out_channels=128, num_classes=3),
     ),
-    test_cfg=dict(rcnn=dict(max_per_img=20)),
+    train_cfg=dict(rpn_proposal=dict(max_per_img=100), rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(max_per_img=100), rcnn=dict(max_per_img=20)),
 )
 """
 MASKS = """
@@ -171,7 +172,7 @@ def narrow(recipe: str, changes: str, data: Path, folder: Path, **options: Any) 
         size=SIZE,
         images=IMAGES,
         masks="mask" in recipe,
-        **{"times": 100, "rate": 0.002} | options,
+        **{"times": 120, "rate": 0.002} | options,
     )
     config = folder / "config.py"
     config.write_text(text + changes)
@@ -188,7 +189,7 @@ def train(config: Path) -> Path:
 def measure(*model: Path) -> dict[str, float]:
     """Return what ``deploykit test`` measures."""
     out = model[-1].with_suffix(".json")
-    assert main(["test", *map(str, model), "--device", "cpu", "--out", str(out)]) == 0
+    assert main(["test", *map(str, model), "--device", "cpu", "--json", str(out)]) == 0
     metrics: dict[str, float] = json.loads(out.read_text())["metrics"]
     return metrics
 
@@ -239,7 +240,7 @@ def test_the_exported_model_finds_the_same_boxes_and_masks(mask_rcnn: Path) -> N
 
 @pytest.mark.slow
 def test_a_cascade_learns(data: Path, tmp_path: Path) -> None:
-    path = narrow("mask-rcnn_demo", TWO_STAGE + MASKS, data, tmp_path, times=60)
+    path = narrow("mask-rcnn_demo", TWO_STAGE + MASKS, data, tmp_path, times=40)
     config, recipe = load_config(path), load_config(find_config(CASCADE))
     head, stages = config["model"]["roi_head"], recipe["model"]["roi_head"]
     for stage in stages["bbox_head"]:
@@ -250,7 +251,7 @@ def test_a_cascade_learns(data: Path, tmp_path: Path) -> None:
     for key in ("train_cfg", "test_cfg"):
         config["model"][key]["rcnn"] = recipe["model"][key]["rcnn"]
     for stage in config["model"]["train_cfg"]["rcnn"]:
-        stage["sampler"]["num"] = 64
+        stage["sampler"]["num"] = 32
     path.write_text(config.dumps())
     work_dir = train(path)
     losses = [row["loss"] for row in rows_of(work_dir, "train")]

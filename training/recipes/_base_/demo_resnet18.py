@@ -3,7 +3,7 @@
 _base_ = "demo.py"
 
 scale = (704, 704)  # what a test image is fitted into
-max_epochs = 20
+max_epochs = 12
 base_lr = 0.001
 
 model = dict(
@@ -46,7 +46,7 @@ test_pipeline = [
     ),
 ]
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=10)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=6)
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=base_lr, weight_decay=0.05),
@@ -65,4 +65,4 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-default_hooks = dict(checkpoint=dict(interval=10))
+default_hooks = dict(checkpoint=dict(interval=6))
