@@ -139,8 +139,10 @@ class CudaDevice:
             raise UsageError(
                 f"the array is on cuda:{int(ordinal)}, the engine is on cuda:{self.index}; move one"
             )
-        # Memory of a stream-ordered pool belongs to no context: the driver then answers 0.
-        owner = call("cuPointerGetAttribute", kinds.CU_POINTER_ATTRIBUTE_CONTEXT, address)
+        try:
+            owner = call("cuPointerGetAttribute", kinds.CU_POINTER_ATTRIBUTE_CONTEXT, address)
+        except BackendError:
+            return  # memory of pools and virtual mappings belongs to no context
         if int(owner) not in (0, int(self.context)):
             raise UsageError(f"the array belongs to another CUDA context; {_FIX_CONTEXT}")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deploykit.errors import UsageError
+from deploykit.errors import BackendError, UsageError
 from deploykit.runtimes.tensorrt.device import Device, Engine, EngineTensor
 from deploykit.runtimes.tensorrt.device_arrays import (
     DeviceArray,
@@ -47,6 +47,20 @@ class SessionOptions:
                 raise UsageError(f"{name} must be at least 1, got {value}")
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """What goes when a session is closed, the device's context included."""
+
+    device: Device
+    engine: Engine
+    lanes: FairPool[Lane]
+
+    def free(self) -> None:
+        self.lanes.close()
+        with self.device.activated():
+            self.engine.free()
+
+
 class EngineSession:
     """Runs a loaded engine.
 
@@ -64,16 +78,12 @@ class EngineSession:
         self, device: Device, engine: Engine, path: Path, options: SessionOptions | None = None
     ) -> None:
         options = options or SessionOptions()
-        self._device = device
-        self._engine = engine
+        self._closed_message = f"{path} is closed; open it again to detect"
         self._inputs = {tensor.name: tensor for tensor in engine.tensors if tensor.is_input}
         self._plan = ShapePlan(engine.tensors, options.batch_buckets)
         graphs = GraphSwitch(options.cuda_graphs, options.max_graphs, self._plan.is_static)
-        self._lanes = FairPool(
-            lambda: Lane(device, engine, graphs),
-            options.lanes,
-            f"{path} is closed; open it again to detect",
-        )
+        lanes = FairPool(lambda: Lane(device, engine, graphs), options.lanes, self._closed_message)
+        self._loaded: _Loaded | None = _Loaded(device, engine, lanes)
 
     def run(self, inputs: Mapping[str, Any], stream: object = None) -> dict[str, npt.NDArray[Any]]:
         """Run one batch and return its outputs as arrays of the host.
@@ -87,8 +97,9 @@ class EngineSession:
             UsageError: An array or stream that cannot be used.
             BackendError: The engine takes no such shapes, failed, or is closed.
         """
-        shapes, feeds, handle = self._prepare(inputs, stream)
-        with self._lanes.lend() as lane:
+        loaded = self._open()
+        shapes, feeds, handle = self._prepare(loaded.device, inputs, stream)
+        with loaded.lanes.lend() as lane:
             return lane.run(shapes, feeds, handle)
 
     def run_on_device(
@@ -105,24 +116,31 @@ class EngineSession:
             UsageError: An array or stream that cannot be used.
             BackendError: The engine takes no such shapes, failed, or is closed.
         """
-        shapes, feeds, handle = self._prepare(inputs, stream)
-        with self._lanes.lend() as lane:
+        loaded = self._open()
+        shapes, feeds, handle = self._prepare(loaded.device, inputs, stream)
+        with loaded.lanes.lend() as lane:
             return lane.run_on_device(shapes, feeds, handle)
 
     def close(self) -> None:
         """Wait for the inferences that are under way and free everything."""
-        self._lanes.close()
-        with self._device.activated():
-            self._engine.free()
+        loaded = self._loaded
+        if loaded is not None:
+            loaded.free()
+            self._loaded = None
+
+    def _open(self) -> _Loaded:
+        if self._loaded is None:
+            raise BackendError(self._closed_message)
+        return self._loaded
 
     def _prepare(
-        self, inputs: Mapping[str, Any], stream: object
+        self, device: Device, inputs: Mapping[str, Any], stream: object
     ) -> tuple[RunShapes, dict[str, Feed], int]:
         handle = stream_handle(stream)
-        with self._device.activated():
-            self._device.check_stream(handle)
+        with device.activated():
+            device.check_stream(handle)
             feeds = {
-                name: self._feed(tensor, inputs[name], handle)
+                name: _feed(device, tensor, inputs[name], handle)
                 for name, tensor in self._inputs.items()
             }
         rows = {name: feed.shape[:1] for name, feed in feeds.items()}
@@ -130,24 +148,25 @@ class EngineSession:
             raise UsageError(f"the inputs have different numbers of rows: {rows}")
         return self._plan.choose({name: feed.shape for name, feed in feeds.items()}), feeds, handle
 
-    def _feed(self, tensor: EngineTensor, value: Any, stream: int) -> Feed:
-        """Return an input as the lanes take it, with everything about it checked but its sizes."""
-        feed: Feed
-        if is_device_array(value):
-            feed = read_device_array(value, tensor.name, stream)
-            self._device.check_address(feed.address)
-            if feed.stream is not None:
-                self._device.check_stream(feed.stream)
-        elif isinstance(value, np.ndarray):
-            feed = value
-        else:
-            raise UsageError(
-                f"'{tensor.name}' is a {type(value).__name__}; expected a numpy array, or an array "
-                "on the GPU with __dlpack__ or __cuda_array_interface__"
-            )
-        if feed.dtype != tensor.dtype or len(feed.shape) != len(tensor.shape):
-            raise UsageError(
-                f"'{tensor.name}' is {feed.dtype}{list(feed.shape)}; expected {tensor.dtype} with "
-                f"{len(tensor.shape)} axes"
-            )
-        return feed
+
+def _feed(device: Device, tensor: EngineTensor, value: Any, stream: int) -> Feed:
+    """Return an input as the lanes take it, with everything about it checked but its sizes."""
+    feed: Feed
+    if is_device_array(value):
+        feed = read_device_array(value, tensor.name, stream)
+        device.check_address(feed.address)
+        if feed.stream is not None:
+            device.check_stream(feed.stream)
+    elif isinstance(value, np.ndarray):
+        feed = value
+    else:
+        raise UsageError(
+            f"'{tensor.name}' is a {type(value).__name__}; expected a numpy array, or an array "
+            "on the GPU with __dlpack__ or __cuda_array_interface__"
+        )
+    if feed.dtype != tensor.dtype or len(feed.shape) != len(tensor.shape):
+        raise UsageError(
+            f"'{tensor.name}' is {feed.dtype}{list(feed.shape)}; expected {tensor.dtype} with "
+            f"{len(tensor.shape)} axes"
+        )
+    return feed

@@ -190,6 +190,26 @@ def test_a_failed_capture_gives_one_warning_and_plain_runs(device: FakeDevice) -
     session.close()
 
 
+def test_a_failed_capture_while_work_is_queued(device: FakeDevice) -> None:
+    device.capture_fails = True
+    session = make_session(device, STATIC, lanes=1)
+    items = [batch(4, seed=seed) for seed in range(3)]
+    with pytest.warns(RuntimeWarning, match="without CUDA graphs"):
+        results = [session.run_on_device(inputs) for inputs in items]
+    for inputs, arrays in zip(items, results, strict=True):
+        assert_equal({name: device.read(array, 1) for name, array in arrays.items()}, inputs)
+    session.close()
+
+
+def test_growing_while_work_is_queued(device: FakeDevice) -> None:
+    session = make_session(device, lanes=1)
+    items = [batch(rows, size) for rows, size in ((1, 8), (2, 8), (2, 16), (8, 16), (8, 32))]
+    results = [session.run_on_device(inputs) for inputs in items]
+    for inputs, arrays in zip(items, results, strict=True):
+        assert_equal({name: device.read(array, 1) for name, array in arrays.items()}, inputs)
+    session.close()
+
+
 def test_buffers_are_reused_and_grow(device: FakeDevice) -> None:
     session = make_session(device)
     for size in (8, 16, 32):
@@ -376,10 +396,7 @@ def test_close_while_in_use(device: FakeDevice) -> None:
     session = make_session(device, lanes=1)
     entered, go = threading.Event(), threading.Event()
 
-    def slow(images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
-        return detect(images, image_sizes)
-
-    session._engine.function = slow  # type: ignore[attr-defined]
+    lanes = session._open().lanes
     original = device.activated
 
     class Blocking:
@@ -391,7 +408,7 @@ def test_close_while_in_use(device: FakeDevice) -> None:
                 assert go.wait(10)
 
         def is_in_lane(self) -> bool:
-            return session._lanes._alive > 0
+            return lanes._alive > 0
 
         def __exit__(self, *error: Any) -> None:
             self.manager.__exit__(*error)
@@ -409,7 +426,7 @@ def test_close_while_in_use(device: FakeDevice) -> None:
     threads[0].start()
     assert entered.wait(10)
     threads[1].start()
-    _wait_until(lambda: len(session._lanes._waiting) == 1)
+    _wait_until(lambda: len(lanes._waiting) == 1)
     closer = threading.Thread(target=session.close)
     closer.start()
     _wait_until(lambda: "second" in results)
