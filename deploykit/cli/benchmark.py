@@ -16,6 +16,7 @@ EXAMPLES = (
     "deploykit benchmark model.onnx",
     "deploykit benchmark model.pth model.onnx --images photos/ --plot latency.png",
     "deploykit benchmark a.onnx b.onnx --batch 1,8 --threads 2 --json latency.json",
+    "deploykit benchmark model.onnx model.engine --batch 1,32 --json latency.json",
     "deploykit benchmark dynamic.onnx --shape 320x320,640x640 --min-time 10",
 )
 _IMAGE_LIMIT = 32

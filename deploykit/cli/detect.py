@@ -38,7 +38,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint (.pth) or an .onnx file")
+    parser.add_argument("model", metavar="MODEL", help="a .pth, .onnx or .engine file")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="what to detect in")
     parser.add_argument(
         "--out",

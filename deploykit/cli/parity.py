@@ -17,6 +17,7 @@ EXAMPLES = (
     "deploykit parity model.pth model.onnx --images photos/",
     "deploykit parity model.pth model.onnx --images a.jpg b.jpg --json parity.json",
     "deploykit parity model.pth model.onnx --images 'photos/*.png' --batch-size 4 --limit 50",
+    "deploykit parity model.onnx model.engine --images photos/ --score-tolerance 0.01",
     "deploykit parity a.onnx b.onnx --images photos/ --box-tolerance 1 --score-tolerance 0.01",
 )
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from deploykit.training.evaluation import Metric
 
 SUMMARY = """\
-Measure COCO metrics of a checkpoint (.pth) or exported model (.onnx) on the test set of a config.
+Measure COCO metrics of a checkpoint (.pth) or exported model (.onnx, .engine) on the test set of a
+config.
 
 The images go through the same Detector that runs everywhere else; every detection counts, whatever
 its score. CONFIG names the data set, its annotations and the metrics; a checkpoint carries its own
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", metavar="CONFIG", nargs="?", help="a config file or the name of a recipe"
     )
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a .pth checkpoint or .onnx file")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a .pth, .onnx or .engine file")
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="images run at once (1)"
     )
