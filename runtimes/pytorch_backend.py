@@ -113,7 +113,7 @@ class PyTorchBackend:
                 sizes = None
                 if self.spec.input.image_sizes_input:
                     sizes = torch.from_numpy(image_sizes).to(self.device)
-                inputs = (batch, sizes)
+                inputs: tuple[Any, ...] = (batch, sizes)
                 if proposals is not None:
                     inputs += (torch.from_numpy(proposals).to(self.device),)
                 if noise is None:

@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from deploykit.atomic_file import write_atomic
 from deploykit.errors import MediaError
+from deploykit.proposals import grid_proposals, write_proposals
 
 SPLITS = ("train", "val")
+_GRID_PROPOSALS = 300
 _SHAPES = ("rectangle", "ellipse", "triangle")
 
 
@@ -30,7 +32,8 @@ def write_drawn_dataset(
     """Write ``train/`` and ``val/`` images with ``annotations/train.json`` and ``val.json``.
 
     A class has a shape and a colour of its own; backgrounds are noisy, so that the JPEG files cost
-    about as much to decode as photographs.
+    about as much to decode as photographs. ``proposals/train.npz`` and ``val.npz`` hold boxes near
+    the objects and regular ones.
 
     Args:
         folder: Where to write; files of the same names are replaced.
@@ -47,6 +50,7 @@ def write_drawn_dataset(
     for split, count in zip(SPLITS, counts, strict=True):
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
+        proposals: dict[str, npt.NDArray[np.float32]] = {}
         for number in range(count):
             name = f"{number:05d}.jpg"
             number_of_objects = int(rng.integers(objects[0], objects[1] + 1))
@@ -60,9 +64,22 @@ def write_drawn_dataset(
             )
             for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
                 annotations.append(_annotation(len(annotations) + 1, number + 1, box, label))
+            proposals[f"{split}/{name}"] = _proposals(boxes, size, number)
         categories = [{"id": index + 1, "name": name} for index, name in enumerate(classes)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         write_atomic(folder / "annotations" / f"{split}.json", json.dumps(content))
+        write_proposals(folder / "proposals" / f"{split}.npz", proposals)
+
+
+def _proposals(
+    boxes: npt.NDArray[np.float32], size: tuple[int, int], seed: int
+) -> npt.NDArray[np.float32]:
+    """Return four shifted copies of each box before a grid of boxes, float32 [N, 5]."""
+    rng = np.random.default_rng(seed)
+    edges = np.tile(boxes[:, 2:] - boxes[:, :2], (4, 2))
+    near = np.tile(boxes, (4, 1)) + rng.normal(0, 0.1, edges.shape) * edges
+    rows = np.concatenate([near, grid_proposals(size, _GRID_PROPOSALS)])
+    return np.concatenate([rows, np.linspace(1, 0, len(rows))[:, None]], axis=1).astype(np.float32)
 
 
 def _annotation(identity: int, image: int, box: list[float], label: int) -> dict[str, Any]:

@@ -149,6 +149,8 @@ def with_drawn_data(config: Config, folder: Path) -> Config:
             dataset["data_root"] = f"{folder}/"
             dataset["ann_file"] = f"annotations/{split}.json"
             dataset["data_prefix"] = {"img": f"{split}/"}
+            if dataset.get("proposal_file") is not None:
+                dataset["proposal_file"] = f"proposals/{split}.npz"
     for evaluator in _evaluators(changed):
         if "ann_file" in evaluator:
             evaluator["ann_file"] = str(folder / "annotations" / "val.json")

@@ -19,7 +19,7 @@ EvaluationProgress = Callable[[int, int], None]
 class _ImageDetector(Protocol):
     """What ``deploykit.runtimes.Detector`` offers."""
 
-    def __call__(self, source: Any, /, **options: Any) -> Any: ...
+    def __call__(self, source: Any, /, proposals: Any = None) -> Any: ...
 
 
 def evaluate_detector(
