@@ -127,8 +127,8 @@ static void resume(int index) {
   setcontext(&own.context);
 }
 
-// Completes the operation that a warp waits at, if all lanes of its mask have come.
-static bool complete_warp(int first, int threads) {
+// Whether all lanes have come to the operation that a warp waits at.
+static bool warp_is_complete(int first, int threads) {
   const int lanes = std::min(WARP, threads - first);
   int line = -1;
   unsigned waiting = 0, mask = 0;
@@ -143,15 +143,34 @@ static bool complete_warp(int first, int threads) {
     mask = own.mask;
     waiting |= 1u << lane;
   }
-  if (waiting == 0 || waiting != mask) return false;
+  return waiting != 0 && waiting == mask;
+}
+
+static void release_warp(int first, int threads) {
+  const int lanes = std::min(WARP, threads - first);
   for (int lane = 0; lane < lanes; ++lane) {
     Thread& own = block.threads[first + lane];
+    if (own.state != State::WARP_OPERATION) continue;
     for (int other = 0; other < lanes; ++other) {
       own.brought[other] = block.threads[first + other].value;
     }
     own.state = State::READY;
   }
-  return true;
+}
+
+// Lets warps go on that can: all, or each by chance, so that some run ahead of others.
+static bool release_warps(int threads, bool by_chance) {
+  int last = -1;
+  bool released = false;
+  for (int first = 0; first < threads; first += WARP) {
+    if (!warp_is_complete(first, threads)) continue;
+    last = first;
+    if (by_chance && block.random() % 4 != 0) continue;
+    release_warp(first, threads);
+    released = true;
+  }
+  if (!released && last != -1) release_warp(last, threads);
+  return last != -1;
 }
 
 static bool complete_block(int threads) {
@@ -168,7 +187,7 @@ static bool complete_block(int threads) {
   return line != -1;
 }
 
-static void run_block(int threads) {
+static void run_block(int threads, bool shuffled) {
   if (__start_kernel_shared != nullptr) {
     std::memset(__start_kernel_shared, 0xff, __stop_kernel_shared - __start_kernel_shared);
   }
@@ -182,11 +201,7 @@ static void run_block(int threads) {
       all_done = all_done && block.threads[index].state == State::DONE;
     }
     if (all_done) return;
-    bool progress = false;
-    for (int first = 0; first < threads; first += WARP) {
-      progress = complete_warp(first, threads) || progress;
-    }
-    if (!progress && !complete_block(threads) && block.error == nullptr) {
+    if (!release_warps(threads, shuffled) && !complete_block(threads) && block.error == nullptr) {
       block.error = "threads wait for others that do not come";
     }
     if (block.error != nullptr) return;
@@ -214,7 +229,7 @@ static const char* launch(void (*kernel)(void**), void** arguments, const unsign
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
       for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
         if (seed != 0) std::shuffle(block.order.begin(), block.order.end(), block.random);
-        run_block(threads);
+        run_block(threads, seed != 0);
         if (block.error != nullptr) {
           block.threads.clear();  // some are in the middle of the kernel
           return block.error;

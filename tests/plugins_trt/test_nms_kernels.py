@@ -87,6 +87,46 @@ def test_more_tiles_than_searches_that_run_at_once(emulated):
     )
 
 
+@pytest.mark.parametrize("candidates", [100, 2048, 2049, 5 * 2048 + 7])
+def test_the_sorted_order_is_complete(emulated, candidates):
+    rng = np.random.default_rng(candidates)
+    boxes = rng.uniform(0, 100, (2, candidates, 4)).astype(np.float32)
+    scores = rng.uniform(-0.2, 1, (2, candidates)).astype(np.float32).round(3)
+    labels = rng.integers(0, 9, (2, candidates)).astype(np.int32)
+    device, sizes = emulated(1), nms_kernels.NmsSizes(2, candidates, 1024)
+    tensors = {
+        name: device.empty(shape, nms_kernels.SCRATCH_DTYPES[name])
+        for name, shape in sizes.shapes.items()
+    }
+    for name, array in (("boxes", boxes), ("scores", scores), ("labels", labels)):
+        tensors[name] = device.upload(array)
+    device.launch(nms_kernels.sort_kernel("float32"), sizes.sort_launch(), tensors)
+    device.launch(nms_kernels.gather_kernel("float32"), sizes.gather_launch(), tensors)
+    for image in range(2):
+        positive = np.flatnonzero(scores[image] > 0)
+        order = positive[np.argsort(-scores[image][positive], kind="stable")]
+        assert tensors["counts"][image] == len(order)
+        np.testing.assert_array_equal(tensors["order"][image, : len(order)], order)
+        best = order[: sizes.span]
+        np.testing.assert_array_equal(
+            tensors["sorted_boxes"][image, : len(best)], boxes[image, best]
+        )
+        np.testing.assert_array_equal(
+            tensors["sorted_labels"][image, : len(best)], labels[image, best]
+        )
+
+
+@pytest.mark.parametrize("window", [256, 1536])
+def test_many_survivors_in_a_crowd(emulated, window):
+    rng = np.random.default_rng(1)
+    corner, sides = rng.uniform(0, 300, (1, 2500, 2)), rng.uniform(10, 30, (1, 2500, 2))
+    boxes = np.concatenate([corner, corner + sides], axis=2).astype(np.float32)
+    scores = rng.uniform(0.01, 1, (1, 2500)).astype(np.float32)
+    scene = boxes, scores, rng.integers(0, 2, (1, 2500))
+    found = run(emulated(1), *scene, 0.3, 700, window)
+    np.testing.assert_array_equal(found, brute_force(*scene, 0.3, 700))
+
+
 def box_row(count, overlap):
     """Boxes of width 10, each of which overlaps the next one with this IoU."""
     step = 10 * (1 - overlap) / (1 + overlap)
