@@ -79,7 +79,7 @@ class NodeReport:
                     reason = "it has no such operator"
                 lines.append(f"{self.title} cannot build {place}: {reason}")
         unique = list(dict.fromkeys(lines))
-        more = f" (and {len(unique) - 1} more such errors)" if len(unique) > 1 else ""
+        more = f" (and {len(unique) - 1} more)" if len(unique) > 1 else ""
         return (unique[0] if unique else f"{self.title} cannot read the graph") + more
 
     def build_errors(self, messages: Sequence[str]) -> str:
@@ -107,11 +107,11 @@ class NodeReport:
         return Place(operator, name, "") if operator else None
 
     def _mentioned(self, text: str) -> onnx.NodeProto | None:
-        """Return the node with the longest name that occurs in a message as a whole word."""
+        """Return the node with the longest name in a message; TensorRT may number its layers."""
         found = [
             node
             for node in self.nodes
-            if node.name and re.search(rf"(?<![\w./]){re.escape(node.name)}(?![\w/])", text)
+            if node.name and re.search(rf"(?<![\w./]){re.escape(node.name)}(_\d+)?(?![\w/])", text)
         ]
         return max(found, key=lambda node: len(node.name), default=None)
 
@@ -151,5 +151,5 @@ def _place_of(node: onnx.NodeProto) -> Place:
 def _first_sentence(text: str) -> str:
     """Return a message of TensorRT on one line, without the places in its own sources."""
     text = re.sub(r"\s+In \w+ at /\S+", "", " ".join(text.split()))
-    text = re.sub(r"^\S+: Error Code \d+: ", "", text)
+    text = re.sub(r"^(\S+:|\[\S+\]) Error Code \d+: ", "", text)
     return text.rstrip(". ")[:400]
