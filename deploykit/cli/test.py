@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the metrics as JSON as well"
     )
+    parser.add_argument(
+        "--dump-proposals",
+        type=Path,
+        metavar="FILE",
+        help="also write what is found as region proposals (.pkl, .npz) for Fast R-CNN",
+    )
     parser.add_argument("--classwise", action="store_true", help="also measure every class")
     parser.add_argument("--data-root", metavar="DIR", help="folder of the data set")
     parser.add_argument(
@@ -71,9 +77,13 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.json)
     config = _config(args)
     loader, evaluator = _test_sections(config)
+    if args.classwise:
+        evaluator = _classwise(evaluator)
+    if args.dump_proposals is not None:
+        evaluator = _with_proposal_file(evaluator, args.dump_proposals)
     with RunLog(None):
         dataset = build_dataset(loader["dataset"])
-        metrics = build_metrics(_classwise(evaluator) if args.classwise else evaluator, dataset)
+        metrics = build_metrics(evaluator, dataset)
         with _detector(args, config) as detector:
             console.print(f"{detector!r} on {len(dataset)} images")
             start = time.perf_counter()
@@ -136,6 +146,12 @@ def _classwise(evaluator: Any) -> list[dict[str, Any]]:
         {**entry, "classwise": True} if str(entry["type"]).endswith(measured) else entry
         for entry in entries
     ]
+
+
+def _with_proposal_file(evaluator: Any, path: Path) -> list[dict[str, Any]]:
+    entries = [evaluator] if isinstance(evaluator, dict) else list(evaluator)
+    file = {"output_dir": str(path.parent), "proposals_file": path.name}
+    return [*entries, {"type": "DumpProposals", **file}]
 
 
 def _detector(args: argparse.Namespace, config: Config) -> Detector:

@@ -71,17 +71,12 @@ def proposal_files(data: Path) -> dict[str, Path]:
     files = {}
     for split in ("train", "val"):
         config = small_config("rpn_r50_fpn_1x_coco", data)
-        dump = {
-            "type": "DumpProposals",
-            "output_dir": str(data / "proposals"),
-            "proposals_file": f"{split}.pkl",
-        }
+        files[split] = data / "proposals" / f"{split}.pkl"
         config["test_dataloader"]["dataset"] |= {
             "ann_file": f"annotations/{split}.json",
             "data_prefix": {"img": f"{split}/"},
         }
-        recall = {**config["test_evaluator"], "ann_file": f"{data}/annotations/{split}.json"}
-        config["test_evaluator"] = [recall, dump]
+        config["test_evaluator"]["ann_file"] = f"{data}/annotations/{split}.json"
         checkpoint = data / "rpn.pth"
         if split == "train":
             model = build_detector(config["model"])
@@ -89,8 +84,8 @@ def proposal_files(data: Path) -> dict[str, Path]:
             write_checkpoint(checkpoint, {"meta": meta, "state_dict": model.state_dict()})
         path = data / f"rpn_{split}.py"
         path.write_text(config.dumps())
-        assert main(["test", str(path), str(checkpoint), "--device", "cpu"]) == 0
-        files[split] = data / "proposals" / f"{split}.pkl"
+        command = ["test", str(path), str(checkpoint), "--device", "cpu"]
+        assert main([*command, "--dump-proposals", str(files[split])]) == 0
     return files
 
 

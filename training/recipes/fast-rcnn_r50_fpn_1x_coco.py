@@ -1,6 +1,6 @@
 """Fast R-CNN with ResNet-50: 41.2 M parameters; learns from the proposals of another model.
 
-`deploykit test` with the `DumpProposals` metric writes them, see `rpn_r50_fpn_1x_coco`.
+`deploykit test rpn_r50_fpn_1x_coco rpn.pth --dump-proposals FILE` writes them.
 """
 
 _base_ = [

@@ -16,14 +16,3 @@ test_dataloader = val_dataloader
 
 val_evaluator = dict(metric="proposal_fast")  # recall, whatever the class
 test_evaluator = val_evaluator
-
-# Proposals for Fast R-CNN, of the validation and of the training images:
-#   deploykit test CONFIG rpn.pth, with
-# test_evaluator = [
-#     val_evaluator,
-#     dict(
-#         type="DumpProposals",
-#         output_dir="data/coco/proposals",
-#         proposals_file="rpn_r50_fpn_1x_val2017.pkl",
-#     ),
-# ]
