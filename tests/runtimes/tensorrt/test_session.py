@@ -109,9 +109,12 @@ def test_batches_run_in_few_sizes_and_the_rest_is_zeros(device: FakeDevice) -> N
         engine = make_engine(device)
     engine.function = note
     session = EngineSession(device, engine, Path("m.engine"), SessionOptions(batch_buckets=(3, 5)))
-    for rows in range(1, 9):
+    for rows in [*range(1, 9)] * 2:
         inputs = batch(rows)
-        assert_equal(session.run(inputs), inputs)
+        feeds: dict[str, Any] = inputs
+        if len(seen) >= 8:
+            feeds = {name: device.user_array(value, 1) for name, value in inputs.items()}
+        assert_equal(session.run(feeds), inputs)
         images, sizes = seen[-1]
         assert len(images) == len(sizes) == next(size for size in (3, 5, 8) if size >= rows)
         assert not images[rows:].any() and not sizes[rows:].any()
@@ -194,8 +197,20 @@ def test_a_failed_capture_while_work_is_queued(device: FakeDevice) -> None:
     device.capture_fails = True
     session = make_session(device, STATIC, lanes=1)
     items = [batch(4, seed=seed) for seed in range(3)]
+    # Inputs on the device: for those of the host a lane waits for its earlier copies.
+    feeds = [{n: device.user_array(value, 1) for n, value in item.items()} for item in items]
     with pytest.warns(RuntimeWarning, match="without CUDA graphs"):
-        results = [session.run_on_device(inputs) for inputs in items]
+        results = [session.run_on_device(arrays) for arrays in feeds]
+    for inputs, arrays in zip(items, results, strict=True):
+        assert_equal({name: device.read(array, 1) for name, array in arrays.items()}, inputs)
+    session.close()
+
+
+def test_graphs_that_go_while_work_is_queued(device: FakeDevice) -> None:
+    session = make_session(device, lanes=1, max_graphs=1)
+    session.run(batch(8, 32))  # so that no block has to grow
+    items = [batch(2, size, number) for number, size in enumerate((8, 16, 8, 8, 8, 16, 8, 16))]
+    results = [session.run_on_device(inputs) for inputs in items]
     for inputs, arrays in zip(items, results, strict=True):
         assert_equal({name: device.read(array, 1) for name, array in arrays.items()}, inputs)
     session.close()
@@ -460,7 +475,7 @@ def scenario(device: FakeDevice) -> list[Exception]:
     if session is None:
         return errors
     stream = device.user_stream()
-    for size in (8, 16, 8, 8, 16, 16, 16):
+    for size in (8, 16, 8, 8, 16):
         inputs = batch(3, size, size)
         outputs = attempt(lambda inputs=inputs: session.run(inputs))
         if outputs is not None:
@@ -480,7 +495,7 @@ def test_any_call_may_fail() -> None:
     assert scenario(clean) == []
     clean.check_all_given_back()
     number = len(clean.calls)
-    assert number > 200
+    assert number > 150
     for call in range(1, number + 1):
         device = FakeDevice(call, fail_at=call)
         errors = scenario(device)
