@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deploykit.training.config import Config
 from deploykit.training.data.drawn_dataset import write_drawn_dataset
+from deploykit.training.engine import Hook, RunLog, RunOptions, Trainer, build_trainer
+from deploykit.training.registry import HOOKS
 
 CLASSES = ("box", "ball")
 PAD = dict(type="Pad", size=(64, 64), pad_val=dict(img=(114, 114, 114)))
@@ -217,3 +221,53 @@ def make_config(drawn_data: Path) -> Callable[..., Config]:
         return Config(copy.deepcopy(base | changes), "tiny.py")
 
     return make
+
+
+class Run:
+    """A finished run."""
+
+    def __init__(self, trainer: Trainer, folder: Path) -> None:
+        self.trainer = trainer
+        self.folder = folder
+        self.metrics = trainer.metrics
+        self.rows = [json.loads(line) for line in (folder / "log/scalars.jsonl").open()]
+        self.text = (folder / "log/train.log").read_text()
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[..., Run]:
+    """Return ``train(config, folder, **options)``, which trains on the CPU in this process."""
+
+    def run(config: Config, folder: Path, **options: Any) -> Run:
+        with RunLog(folder / "log") as log:
+            options = {"device": "cpu"} | options
+            trainer = build_trainer(config, RunOptions(folder, **options), log)
+            trainer.train()
+        return Run(trainer, folder)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch uses one thread, so that results do not depend on the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@HOOKS.register()
+class PoisonHook(Hook):
+    """Makes the network return nonsense from an iteration on."""
+
+    def __init__(self, iteration: int, where: str) -> None:
+        self.iteration, self.where = iteration, where
+
+    def before_train_iter(self, trainer: Trainer, batch_idx: int, data_batch: Any) -> None:
+        if trainer.iter + 1 == self.iteration:
+            parameter = next(trainer.model.parameters())
+            if self.where == "weights":
+                parameter.data.fill_(float("nan"))
+            else:
+                parameter.register_hook(lambda gradient: gradient * float("inf"))
