@@ -9,13 +9,16 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
-from deploykit.exporters.lowerings import primitive_nms
+from deploykit.exporters.lowerings import primitive_nms, primitive_roi_align
 from deploykit.exporters.lowerings.pixel_cast import cast_pixels_first
 from deploykit.exporters.lowerings.rewriting import Limits, rewrite_seam
-from deploykit.exporters.seam import BATCHED_NMS
+from deploykit.exporters.seam import BATCHED_NMS, MULTILEVEL_ROI_ALIGN
 
 # Each gives a node, which stays, its body, and its outputs their types and shapes.
-REWRITES = {BATCHED_NMS: primitive_nms.add_body}
+REWRITES = {
+    BATCHED_NMS: primitive_nms.add_body,
+    MULTILEVEL_ROI_ALIGN: primitive_roi_align.add_body,
+}
 
 
 def lower(model: ir.Model) -> Limits:

@@ -11,23 +11,27 @@ Source: He et al., "Mask R-CNN", arXiv:1703.06870, for RoIAlign.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from hashlib import sha256
 from itertools import pairwise
 
+import numpy as np
 import onnx_ir as ir
 
+from deploykit.exporters import seam
 from deploykit.exporters.lowerings.graph_writer import GraphWriter
-from deploykit.exporters.lowerings.rewriting import Limits
+from deploykit.exporters.lowerings.rewriting import Limits, add_written_function
 from deploykit.exporters.lowerings.roi_windows import LONG, SHORT, Regions, Windows
 from deploykit.exporters.seam import RoIAlignAttributes
 
 _FLOAT = ir.DataType.FLOAT.value
 LIMIT = "elongated_rois"
 FIRST_WINDOWS = 2
-# Regions in one product, with two windows each: 16 MiB of cells with 256 channels in float32.
-CHUNK = 16
+# Regions in one product, with two windows each: 32 MiB of cells with 256 channels in float32.
+CHUNK = 32
 # Products if the number of regions is not known.
 CHUNKS = 16
 
@@ -42,7 +46,7 @@ class RoIAlignSize:
     """
 
     elongated: int = 128
-    share: int = 5
+    share: int = 6
 
     def rows(self, count: int) -> int:
         """Return how many of this number of regions may have more than two windows."""
@@ -66,6 +70,36 @@ def rewrite(model: ir.Model, node: ir.Node, size: RoIAlignSize | None = None) ->
     body = Body(write, RoIAlignAttributes.of(node), size or RoIAlignSize(), Shapes.of(node))
     result = body.crops(rois, features)
     write.take_place_of(node, result)
+    return body.shapes.limits(body.options, body.size)
+
+
+def add_body(model: ir.Model, node: ir.Node, size: RoIAlignSize | None = None) -> Limits:
+    """Give a ``deploykit::MultilevelRoIAlign`` node, which stays, a body and its output a shape.
+
+    Nodes with other attributes or shapes have bodies of their own: overloads of one function.
+
+    Args:
+        model: Where the node is.
+        node: The node.
+        size: How much the body computes.
+
+    Returns:
+        How many regions may have more than two windows in the body, unless all may.
+    """
+    rois, *features = (value for value in node.inputs if value is not None)
+    body = Body(GraphWriter(), RoIAlignAttributes.of(node), size or RoIAlignSize(), Shapes.of(node))
+    names = ["rois", *(f"feature{level}" for level in range(len(features)))]
+    inputs = [ir.Value(name=name) for name in names]
+    output = body.crops(inputs[0], inputs[1:])
+    kinds = {name: attribute.type for name, attribute in node.attributes.items()}
+    key = json.dumps([astuple(body.options), astuple(body.shapes)])
+    node.overload = sha256(key.encode()).hexdigest()[:8]
+    function = (seam.DOMAIN, seam.MULTILEVEL_ROI_ALIGN)
+    add_written_function(model, *function, body.write, inputs, [output], kinds, node.overload)
+    crops, channels = node.outputs[0], features[0].shape[1] if features[0].shape else None
+    count = rois.shape[0] if rois.shape is not None else None
+    crops.type = ir.TensorType(features[0].dtype or ir.DataType.FLOAT)
+    crops.shape = ir.Shape([count, channels, *body.options.output_size])
     return body.shapes.limits(body.options, body.size)
 
 
@@ -242,13 +276,13 @@ class Body:
         slots = write("Unsqueeze", slots, [0])
         windows = Windows.of(write, regions, slots, self.options.output_size)
         columns = [
-            windows.long_cells,
-            windows.short_cells,
+            write("Unsqueeze", windows.long_cells, [2]),
+            write("Unsqueeze", windows.short_cells, [3]),
             windows.long_weights,
             windows.short_weights,
         ]
         if regions.flipped is not None:
-            columns.append(regions.flipped)
+            columns.append(self._upright(regions.flipped))
         number = end - begin if isinstance(end, int) else FIRST_WINDOWS
         chunks = self._chunks(columns, count, number)
         parts = [self._product(table, *part) for part in zip(*chunks, strict=True)]
@@ -271,6 +305,12 @@ class Body:
             [write("Slice", column, *pair, [0]) for pair in pairwise(edges)] for column in columns
         ]
 
+    def _upright(self, flipped: ir.Value) -> ir.Value:
+        """Write which bin of a crop comes where, int64 [R, bins]; flipped crops are transposed."""
+        bins = np.arange(math.prod(self.options.output_size)).reshape(self.options.output_size)
+        turned = [int(place) for place in bins.T.flatten()]
+        return self.write("Where", flipped, turned, [int(place) for place in bins.flatten()])
+
     def _product(
         self,
         table: ir.Value,
@@ -278,25 +318,25 @@ class Body:
         short_cells: ir.Value,
         long_weights: ir.Value,
         short_weights: ir.Value,
-        flipped: ir.Value | None = None,
+        order: ir.Value | None = None,
     ) -> ir.Value:
         """Write crops from windows, float32 [r, C, bins]."""
         write = self.write
         height, width = self.options.output_size
-        places = write(
-            "Add", write("Unsqueeze", short_cells, [3]), write("Unsqueeze", long_cells, [2])
-        )
-        cells = write("Gather", table, places, axis=0)  # [r, K, 16, 32, C]
+        channels = write("Shape", table, start=1, end=2)
+        cells = write("Gather", table, write("Add", short_cells, long_cells), axis=0)
         rows = write("MatMul", long_weights, cells)  # [r, K, 16, width, C]
         count = write("Shape", short_weights, start=0, end=1)
         depth = write("Shape", short_weights, start=2, end=3)
-        channels = write("Shape", table, start=1, end=2)
         shape = write("Concat", count, depth, write("Mul", channels, width), axis=0)
         crops = write("MatMul", short_weights, write("Reshape", rows, shape))
-        shape = write("Concat", count, [height, width], channels, axis=0)
-        crops = write("Reshape", crops, shape)
-        if flipped is not None:
-            turned = write("Transpose", crops, perm=[0, 2, 1, 3])
-            crops = write("Where", write("Unsqueeze", flipped, [2, 3]), turned, crops)
-        crops = write("Transpose", crops, perm=[0, 3, 1, 2])
-        return write("Reshape", crops, write("Concat", count, channels, [height * width], axis=0))
+        bins = height * width
+        if order is None:
+            shape = write("Concat", count, [bins], channels, axis=0)
+            crops = write("Reshape", crops, shape)
+        else:
+            starts = write("Range", 0, write("Squeeze", count, [0]), 1)
+            starts = write("Unsqueeze", write("Mul", starts, bins), [1])
+            crops = write("Reshape", crops, write("Concat", [-1], channels, axis=0))
+            crops = write("Gather", crops, write("Add", order, starts), axis=0)
+        return write("Transpose", crops, perm=[0, 2, 1])

@@ -66,6 +66,7 @@ def add_written_function(
     inputs: Sequence[ir.Value],
     outputs: Sequence[ir.Value],
     attributes: Mapping[str, ir.AttributeType],
+    overload: str = "",
 ) -> None:
     """Add a function to a model whose body was written node by node.
 
@@ -77,11 +78,12 @@ def add_written_function(
         inputs: What they take.
         outputs: What they make.
         attributes: The attributes of the function, all required.
+        overload: Tells functions of one name apart.
     """
     opsets = {"": OPSET}
     graph = ir.Graph(inputs, outputs, nodes=body.nodes, opset_imports=opsets)
     parameters = [ir.Attr(attribute, kind, None) for attribute, kind in attributes.items()]
-    function = ir.Function(domain, name, graph=graph, attributes=parameters)
+    function = ir.Function(domain, name, overload, graph=graph, attributes=parameters)
     model.functions[function.identifier()] = function
 
 

@@ -18,7 +18,7 @@ from deploykit.plugins_trt import roi_align_reference
 from deploykit.training.ops.multilevel_roi_align import multilevel_roi_align
 
 STRIDES = (4, 8, 16, 32)
-LOWERINGS = ["standard", "primitive"]
+LOWERINGS = ["standard", "primitive", "plugin"]
 # Half precision of the result alone: all arithmetic is in float32.
 TOLERANCES = {np.float32: 2e-5, np.float16: 4e-3}
 
