@@ -19,7 +19,7 @@ as a block has boxes, less one, none is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -53,12 +53,8 @@ class NmsSize:
     steps: int = 24
 
     @classmethod
-    def of(cls, max_out: int, count: int | None) -> NmsSize:
-        """Return the size for a number of results.
-
-        Args:
-            max_out: Number of results per image.
-            count: Number of candidates, if it is fixed.
+    def of(cls, max_out: int) -> NmsSize:
+        """Return the size for a number of results per image.
 
         Raises:
             ExportError: These are more results than engines can sort.
@@ -68,8 +64,7 @@ class NmsSize:
                 f"max_per_img is {max_out}, but NMS in plain ONNX returns at most {LARGEST_TOPK} "
                 "boxes; pass a smaller --max-per-img"
             )
-        candidates = min(max(cls.candidates, 2 * max_out), LARGEST_TOPK)
-        return cls(candidates if count is None else min(candidates, count))
+        return cls(min(max(cls.candidates, 2 * max_out), LARGEST_TOPK))
 
     @property
     def limits(self) -> Limits:
@@ -100,7 +95,8 @@ def rewrite(model: ir.Model, node: ir.Node, size: NmsSize | None = None) -> Limi
     scores = node.inputs[1]
     count = scores.shape[1] if scores is not None and scores.shape is not None else None
     count = count if isinstance(count, int) else None
-    size = size or NmsSize.of(max_out, count)
+    size = size or NmsSize.of(max_out)
+    size = replace(size, candidates=min(size.candidates, count or size.candidates))
     name = f"nms_{max_out}_of_{count or 'n'}"
     _add_function(model, DOMAIN, name, size, count, max_out)
     node.domain, node.op_type = DOMAIN, name
@@ -124,7 +120,7 @@ def add_body(model: ir.Model, node: ir.Node) -> Limits:
     # All nodes share one body, whose limits are those of the one with the most results.
     others = [other for other in model.graph.all_nodes() if other.op_type == seam.BATCHED_NMS]
     most = max(other.attributes["max_out"].as_int() for other in others)
-    size = NmsSize.of(most, None)
+    size = NmsSize.of(most)
     _add_function(model, seam.DOMAIN, seam.BATCHED_NMS, size, None, None)
     scores, indices = node.inputs[1], node.outputs[0]
     batch = scores.shape[0] if scores is not None and scores.shape is not None else None

@@ -38,6 +38,7 @@ _FLOAT, _INT32, _BOOL = ir.DataType.FLOAT.value, ir.DataType.INT32.value, ir.Dat
 @script(_domain, default_opset=op)
 def nms_of_best(boxes, scores, labels, count, iou_threshold: float, max_out: int):
     """NMS of the ``count`` best candidates, and whether the others cannot matter."""
+    boxes, scores = op.Cast(boxes, to=_FLOAT), op.Cast(scores, to=_FLOAT)
     zero = op.Constant(value_float=0.0)
     usable = op.Where(scores > zero, scores, zero)  # also replaces NaN
     best_scores, order = op.TopK(usable, count, axis=1)
