@@ -201,7 +201,9 @@ class Detector:
             UsageError: No image, or more than the artefact takes at once; or proposals are missing,
                 not taken, or no boxes.
         """
-        return with_proposals(self._prepare(images), proposals, self.spec)
+        return with_proposals(
+            self._prepare(images), proposals, spec=self.spec.input, model=self.spec.architecture
+        )
 
     def finish(self, outputs: dict[str, npt.NDArray[Any]], prepared: Prepared) -> list[Detections]:
         """Last stage: the backend's outputs as detections in pixels of the original images.

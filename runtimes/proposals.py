@@ -12,11 +12,15 @@ import numpy.typing as npt
 from deploykit.errors import UsageError
 from deploykit.proposals import as_table
 from deploykit.runtimes.preprocess import Prepared
-from deploykit.spec import ModelSpec
+from deploykit.spec import InputSpec
 
 
 def with_proposals(
-    prepared: Prepared, proposals: Sequence[Any] | None, spec: ModelSpec
+    prepared: Prepared,
+    proposals: Sequence[Any] | None = None,
+    *,
+    spec: InputSpec,
+    model: str = "the model",
 ) -> Prepared:
     """Return a batch with the proposals of its images, if the model takes any.
 
@@ -25,20 +29,21 @@ def with_proposals(
         proposals: For each image [N, 4] or, with scores, [N, 5] in pixels of the original image, or
             ``Detections``. Of more than the model takes, the best by score stay, or without scores
             the first.
-        spec: The model.
+        spec: The input of the model.
+        model: Its name, for messages.
 
     Raises:
         UsageError: The model needs proposals and there are none, or the other way round; or they
             are not boxes.
     """
-    rows = spec.input.proposals
+    rows = spec.proposals
     if not rows:
         if proposals is not None:
-            raise UsageError(f"{spec.architecture} finds its own regions; it takes no proposals")
+            raise UsageError(f"{model} finds its own regions; it takes no proposals")
         return prepared
     if proposals is None:
         raise UsageError(
-            f"{spec.architecture} needs the proposals of every image: detector(image, "
+            f"{model} needs the proposals of every image: detector(image, "
             f"proposals=boxes), or --proposals FILE on the command line"
         )
     if len(proposals) != len(prepared):

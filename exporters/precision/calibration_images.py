@@ -12,7 +12,9 @@ from deploykit.exporters.parity_images import Image, choose_images, dataset_imag
 from deploykit.exporters.precision.activation_ranges import Feeds
 from deploykit.exporters.precision.options import PrecisionOptions
 from deploykit.image_selection import select_images
+from deploykit.proposals import stand_in_proposals
 from deploykit.runtimes.preprocess import Preprocessor
+from deploykit.runtimes.proposals import with_proposals
 from deploykit.runtimes.sources import load_image
 from deploykit.spec import InputSpec
 
@@ -59,9 +61,12 @@ def graph_inputs(images: Sequence[Image], spec: InputSpec) -> list[Feeds]:
     feeds: list[Feeds] = []
     for start in range(0, len(images), rows):
         group = list(islice(cycle([*images[start : start + rows], *images]), rows))
-        prepared = preprocess([load_image(image) for image in group])
-        feed: dict[str, Any] = {"images": prepared.images}
-        if spec.image_sizes_input:
-            feed["image_sizes"] = prepared.image_sizes
-        feeds.append(feed)
+        loaded = [load_image(image) for image in group]
+        prepared = with_proposals(preprocess(loaded), *stand_in_proposals(spec, loaded), spec=spec)
+        given: dict[str, Any] = {
+            "images": prepared.images,
+            "image_sizes": prepared.image_sizes,
+            "proposals": prepared.proposals,
+        }
+        feeds.append({name: given[name] for name in spec.names})
     return feeds

@@ -44,14 +44,14 @@ def test_proposals_are_scaled_to_the_network_and_back(
 def test_rows_are_filled_and_cut(spec: Callable[..., ModelSpec], plain_image: MakeImage) -> None:
     model = spec(proposals=3, batch=DimRange.fixed(2))
     prepared = Preprocessor(model.input)([plain_image(1, 2, 3)])
-    table = with_proposals(prepared, [BOXES], model).proposals
+    table = with_proposals(prepared, [BOXES], spec=model.input).proposals
     assert table is not None and table.shape == (2, 3, 4)
     np.testing.assert_array_equal(table[0, :2], BOXES)
     assert not table[0, 2].any() and not table[1].any()  # empty rows and the image that is none
     scored = np.concatenate([np.tile(BOXES, (2, 1)), [[0.1], [0.4], [0.3], [0.2]]], axis=1)
-    table = with_proposals(prepared, [scored], model).proposals
+    table = with_proposals(prepared, [scored], spec=model.input).proposals
     np.testing.assert_array_equal(table[0], scored[[1, 2, 3], :4])  # the best by score
-    table = with_proposals(prepared, [np.tile(BOXES, (2, 1))], model).proposals
+    table = with_proposals(prepared, [np.tile(BOXES, (2, 1))], spec=model.input).proposals
     np.testing.assert_array_equal(table[0], scored[:3, :4])  # the first without scores
 
 
@@ -60,7 +60,7 @@ def test_proposals_are_clipped_to_the_image(
 ) -> None:
     model = spec(proposals=1)
     prepared = Preprocessor(model.input)([plain_image(1, 2, 3, height=32, width=64)])
-    table = with_proposals(prepared, [[[-5, -5, 999, 999]]], model).proposals
+    table = with_proposals(prepared, [[[-5, -5, 999, 999]]], spec=model.input).proposals
     assert table.tolist() == [[[0, 0, 64, 32]]]
 
 
