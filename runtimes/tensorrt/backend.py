@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -70,7 +71,15 @@ class TensorRTBackend:
         self.spec = self.engine_spec.model
         gpu, engine = _load(self.engine_spec, plan, self.path, index)
         self.device = f"cuda:{index}"
-        self._session = EngineSession(gpu, engine, self.path, options)
+        try:
+            self._session = EngineSession(gpu, engine, self.path, options)
+        except BaseException:
+            with gpu.activated():
+                engine.free()
+            raise
+        # TensorRT's objects have to go in order and while the device is active, even if nobody
+        # closes this one, and before the process ends.
+        self._finalizer = weakref.finalize(self, self._session.close)
 
     def infer(
         self,
@@ -135,6 +144,7 @@ class TensorRTBackend:
         Outputs that ``infer_device`` gave stay valid.
         """
         self._session.close()
+        self._finalizer.detach()
 
     def _inputs(self, images: Any, image_sizes: Any, proposals: Any) -> dict[str, Any]:
         inputs = {_IMAGES: images}
