@@ -142,8 +142,8 @@ class DeviceArray:
     """An output that stayed on the device, C-contiguous.
 
     ``torch.from_dlpack(array)``, ``cupy.from_dlpack(array)``, ``numba.cuda.as_cuda_array(array)``
-    take it without a copy; PyCUDA kernels take it as an argument. The memory is freed when this object and all that was made from it are gone, which waits for
-    the work of the device.
+    take it without a copy; PyCUDA kernels take it as an argument. The memory is freed when this
+    object and all that was made from it are gone, which waits for the work of the device.
 
     Args:
         block: What holds its memory.
