@@ -21,6 +21,7 @@ inputs = st.builds(
     pad_size=st.none() | st.tuples(st.integers(1, 2000), st.integers(1, 2000)),
     pad_value=colours,
     image_sizes_input=st.booleans(),
+    proposals=st.integers(0, 2000),
 )
 specs = st.builds(
     ModelSpec,

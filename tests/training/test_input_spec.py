@@ -131,3 +131,29 @@ def test_missing_parts_are_named():
         input_spec_from_config({"model": {"type": "RTMDet"}})
     with pytest.raises(ConfigError, match="no model"):
         input_spec_from_config({"test_pipeline": [resize()]})
+
+
+def fast_rcnn(limit: int | None = None, wrapped: bool = True) -> dict[str, Any]:
+    moved = [resize((1333, 800))]
+    moved = [{"type": "ProposalBroadcaster", "transforms": moved}] if wrapped else moved
+    load = {"type": "mmdet.LoadProposals", "num_max_proposals": limit}
+    return config(load, *moved, roi_head={"type": "StandardRoIHead"})
+
+
+def test_models_without_a_stage_of_their_own_to_propose_take_proposals():
+    spec = input_spec_from_config(fast_rcnn(300))
+    assert spec.proposals == 300 and spec.scale == (1333, 800)
+    assert spec.names == ("images", "image_sizes", "proposals")
+    assert input_spec_from_config(fast_rcnn(300, wrapped=False)) == spec
+    assert input_spec_from_config(fast_rcnn()).proposals == 1000
+    for limit in (0, "many"):
+        with pytest.raises(ConfigError, match="num_max_proposals must be a positive integer"):
+            input_spec_from_config(fast_rcnn(limit))
+
+
+def test_models_that_propose_take_no_proposals():
+    two_stage = fast_rcnn(300)
+    two_stage["model"]["rpn_head"] = {"anchor_generator": {"strides": [8]}}
+    assert input_spec_from_config(two_stage).proposals == 0
+    spec = input_spec_from_config(config(resize((1333, 800))))
+    assert spec.proposals == 0 and spec.names == ("images", "image_sizes")
