@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +17,6 @@ from deploykit.engine_spec import EngineSpec, read_engine
 from deploykit.errors import SpecError, UsageError
 from deploykit.optional_imports import import_optional
 from deploykit.runtimes.tensorrt.cuda_device import CudaDevice
-from deploykit.runtimes.tensorrt.device_arrays import DeviceArray
 from deploykit.runtimes.tensorrt.engine import TensorRTEngine
 from deploykit.runtimes.tensorrt.engine_checks import check_device, check_tensors, check_version
 from deploykit.runtimes.tensorrt.session import EngineSession, SessionOptions
@@ -116,7 +115,8 @@ class TensorRTBackend:
         proposals: Any = None,
         *,
         stream: object = None,
-    ) -> dict[str, DeviceArray]:
+        out: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Queue the network on one batch and leave the outputs on the GPU.
 
         It returns before the GPU is done. What the caller queues on ``stream`` afterwards finds the
@@ -127,16 +127,20 @@ class TensorRTBackend:
             image_sizes: As for ``infer``.
             proposals: As for ``infer``.
             stream: As for ``infer``; the outputs are complete on it, too.
+            out: C-contiguous arrays on the GPU that the outputs of these names are written to, in
+                the order of ``stream``: it saves the allocation of new ones, and their release,
+                for which the driver waits until the GPU is idle.
 
         Returns:
-            Arrays of the GPU under the names of ``spec.output.names``.
+            ``DeviceArray`` under the names of ``spec.output.names``, or ``out``.
 
         Raises:
             UsageError: An array or a stream that cannot be used.
             BackendError: The engine takes no such shape, failed, or is closed.
         """
-        outputs = self._session.run_on_device(self._inputs(images, image_sizes, proposals), stream)
-        return {name: outputs[name] for name in self.spec.output.names}
+        inputs = self._inputs(images, image_sizes, proposals)
+        outputs = self._session.run_on_device(inputs, stream, out)
+        return {name: outputs[name] for name in self.spec.output.names if name in outputs}
 
     def close(self) -> None:
         """Free the engine, once the inferences that are under way in other threads are done.

@@ -154,7 +154,10 @@ class TensorRTContext:
 
     def shape(self, name: str) -> Shape:
         """Return the shape of an output; -1 where it is unknown."""
-        return tuple(int(size) for size in self._context.get_tensor_shape(name))
+        try:
+            return tuple(int(size) for size in self._context.get_tensor_shape(name))
+        except ValueError:  # TensorRT says "no shape" with a negative number of axes
+            return (-1,)
 
     def set_address(self, name: str, address: int) -> None:
         """Set where a tensor is."""

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deploykit.errors import BackendError
+from deploykit.errors import BackendError, UsageError
 from deploykit.runtimes.tensorrt.device import (
     ALIGNMENT,
     Device,
     Engine,
+    Event,
     ExecutionContext,
     Graph,
     Memory,
@@ -158,16 +159,57 @@ class Lane:
             for name, slot in run.outputs.slots.items():
                 result.add(name, (shapes.rows, *slot.shape[1:]), slot.dtype)
             block = ResultBlock(self._device, result.nbytes)
-            for name, slot in result.slots.items():
-                source = self._outputs.address + run.outputs.slots[name].offset
-                target = block.memory.address + slot.offset
-                self._device.copy_within(target, source, slot.nbytes(), self._stream.handle)
-            block.ready.record(self._stream.handle)
-            self._device.wait(stream, block.ready)
+            start = block.memory.address
+            targets = {name: start + slot.offset for name, slot in result.slots.items()}
+            self._hand_out(run, shapes.rows, targets, block.ready, stream)
         return {
             name: DeviceArray(block, slot.offset, slot.shape, slot.dtype, stream)
             for name, slot in result.slots.items()
         }
+
+    def run_into(
+        self,
+        shapes: RunShapes,
+        feeds: Mapping[str, Feed],
+        stream: int,
+        out: Mapping[str, DeviceInput],
+    ) -> None:
+        """Queue one batch and what copies its outputs into arrays of the caller.
+
+        Args:
+            shapes: As for ``run``.
+            feeds: As for ``run``.
+            stream: As for ``run_on_device``; ``out`` is overwritten in its order, too.
+            out: Arrays for the outputs that are wanted.
+
+        Raises:
+            UsageError: One of them has another shape or type than its output.
+        """
+        with self._device.activated():
+            run = self._enqueue(shapes, feeds, stream)
+            for name, array in out.items():
+                slot = run.outputs.slots[name]
+                shape = (shapes.rows, *slot.shape[1:])
+                if (array.shape, array.dtype) != (shape, slot.dtype):
+                    raise UsageError(
+                        f"'{name}' of out is {array.dtype}{list(array.shape)}; expected "
+                        f"{slot.dtype}{list(shape)}"
+                    )
+            # What the caller still does with the arrays comes first.
+            self._wait_for_producers(out.values(), stream)
+            targets = {name: array.address for name, array in out.items()}
+            self._hand_out(run, shapes.rows, targets, self._event, stream)
+
+    def _hand_out(
+        self, run: _Run, rows: int, targets: Mapping[str, int], ready: Event, stream: int
+    ) -> None:
+        """Queue copies of outputs, and let the caller's stream wait for them."""
+        for name, target in targets.items():
+            slot = run.outputs.slots[name]
+            source = self._outputs.address + slot.offset
+            self._device.copy_within(target, source, slot.nbytes(rows), self._stream.handle)
+        ready.record(self._stream.handle)
+        self._device.wait(stream, ready)
 
     def free(self) -> None:
         """Wait for the work of the lane and give everything back."""

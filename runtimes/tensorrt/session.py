@@ -13,7 +13,7 @@ import numpy.typing as npt
 from deploykit.errors import BackendError, UsageError
 from deploykit.runtimes.tensorrt.device import Device, Engine, EngineTensor
 from deploykit.runtimes.tensorrt.device_arrays import (
-    DeviceArray,
+    DeviceInput,
     is_device_array,
     read_device_array,
     stream_handle,
@@ -80,6 +80,7 @@ class EngineSession:
         options = options or SessionOptions()
         self._closed_message = f"{path} is closed; open it again to detect"
         self._inputs = {tensor.name: tensor for tensor in engine.tensors if tensor.is_input}
+        self._outputs = {tensor.name for tensor in engine.tensors if not tensor.is_input}
         self._plan = ShapePlan(engine.tensors, options.batch_buckets)
         graphs = GraphSwitch(options.cuda_graphs, options.max_graphs, self._plan.is_static)
         lanes = FairPool(lambda: Lane(device, engine, graphs), options.lanes, self._closed_message)
@@ -103,14 +104,21 @@ class EngineSession:
             return lane.run(shapes, feeds, handle)
 
     def run_on_device(
-        self, inputs: Mapping[str, Any], stream: object = None
-    ) -> dict[str, DeviceArray]:
+        self,
+        inputs: Mapping[str, Any],
+        stream: object = None,
+        out: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Queue one batch and return its outputs as arrays of the device, without waiting.
 
         Args:
             inputs: As for ``run``.
             stream: The stream that the inputs on the device are complete on, and that the outputs
                 will be complete on: what is queued on it afterwards may use them.
+            out: Arrays on the device that are written to; by default new ones are made.
+
+        Returns:
+            ``DeviceArray`` for every output, or ``out``.
 
         Raises:
             UsageError: An array or stream that cannot be used.
@@ -118,8 +126,13 @@ class EngineSession:
         """
         loaded = self._open()
         shapes, feeds, handle = self._prepare(loaded.device, inputs, stream)
+        if out is None:
+            with loaded.lanes.lend() as lane:
+                return dict(lane.run_on_device(shapes, feeds, handle))
+        targets = self._targets(loaded.device, out, handle)
         with loaded.lanes.lend() as lane:
-            return lane.run_on_device(shapes, feeds, handle)
+            lane.run_into(shapes, feeds, handle, targets)
+        return dict(out)
 
     def close(self) -> None:
         """Wait for the inferences that are under way and free everything."""
@@ -132,6 +145,21 @@ class EngineSession:
         if self._loaded is None:
             raise BackendError(self._closed_message)
         return self._loaded
+
+    def _targets(
+        self, device: Device, out: Mapping[str, Any], stream: int
+    ) -> dict[str, DeviceInput]:
+        if unknown := sorted(set(out) - self._outputs):
+            raise UsageError(f"out has {unknown}; the outputs are {sorted(self._outputs)}")
+        targets = {}
+        with device.activated():
+            for name, value in out.items():
+                if not is_device_array(value):
+                    raise UsageError(
+                        f"'{name}' of out is a {type(value).__name__}; expected an array on the GPU"
+                    )
+                targets[name] = _on_device(device, name, value, stream)
+        return targets
 
     def _prepare(
         self, device: Device, inputs: Mapping[str, Any], stream: object
@@ -153,10 +181,7 @@ def _feed(device: Device, tensor: EngineTensor, value: Any, stream: int) -> Feed
     """Return an input as the lanes take it, with everything about it checked but its sizes."""
     feed: Feed
     if is_device_array(value):
-        feed = read_device_array(value, tensor.name, stream)
-        device.check_address(feed.address)
-        if feed.stream is not None:
-            device.check_stream(feed.stream)
+        feed = _on_device(device, tensor.name, value, stream)
     elif isinstance(value, np.ndarray):
         feed = value
     else:
@@ -170,3 +195,12 @@ def _feed(device: Device, tensor: EngineTensor, value: Any, stream: int) -> Feed
             f"{len(tensor.shape)} axes"
         )
     return feed
+
+
+def _on_device(device: Device, name: str, value: Any, stream: int) -> DeviceInput:
+    """Return an array that is on this device."""
+    array = read_device_array(value, name, stream)
+    device.check_address(array.address)
+    if array.stream is not None:
+        device.check_stream(array.stream)
+    return array

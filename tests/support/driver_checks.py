@@ -125,6 +125,12 @@ def check_device_arrays(engine: Path, graph: Path, images: Path) -> None:
                 assert_same(backend.infer(array, sizes, stream=handle), expected)
                 outputs = backend.infer_device(array, OnDevice(device, sizes), stream=handle)
                 assert_same({name: on_host(value) for name, value in outputs.items()}, expected)
+            target = OnDevice(device, expected["boxes"] * 0)
+            given = backend.infer_device(array, sizes, stream=handle, out={"boxes": target})
+            assert given == {"boxes": target}
+            values = ctypes.string_at(target.memory.address, expected["boxes"].nbytes)
+            assert values == expected["boxes"].tobytes()
+            del target, given
             assert outputs["boxes"].__cuda_array_interface__["data"][0] == outputs["boxes"].address
             assert outputs["boxes"].__dlpack_device__() == (2, 0)
             for wrong, message in (
@@ -149,6 +155,12 @@ def check_device_arrays(engine: Path, graph: Path, images: Path) -> None:
     stream.free()
     del device, stream
     assert_nothing_lives()
+
+
+def check_other_flavour(engine: Path, graph: Path, images: Path) -> None:
+    """TensorRT has no ``DynamicShapesKernelSpecializationStrategy`` and no engine validity."""
+    del fake_tensorrt_runtime.trt.DynamicShapesKernelSpecializationStrategy
+    check_backend(engine, graph, images)
 
 
 def check_out_of_memory(engine: Path, graph: Path, images: Path) -> None:

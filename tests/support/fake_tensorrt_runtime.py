@@ -110,7 +110,8 @@ class Engine(_Like):
         return _Config()
 
     def create_execution_context(self, config: Any) -> Any:
-        assert config.strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        strategy = config.strategy if isinstance(config, _Config) else config
+        assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
         return Context(self)
 
 

@@ -23,6 +23,7 @@ CHECKS = (
     "backend",
     "threads",
     "device_arrays",
+    "other_flavour",
     "out_of_memory",
     "leaks",
     "forgotten",

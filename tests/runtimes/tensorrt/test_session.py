@@ -271,6 +271,33 @@ def test_arrays_on_the_device(device: FakeDevice) -> None:
         session.close()
 
 
+def test_outputs_into_arrays_of_the_caller(device: FakeDevice) -> None:
+    session = make_session(device, lanes=2)
+    stream = device.user_stream()
+    expected = detect(**batch(3))
+    out = {name: device.user_array(expected[name] * 0, stream) for name in ("num_dets", "boxes")}
+    session.run_on_device(batch(3), stream, out)
+    allocated = device.calls.count("allocate")
+    for number in range(5):
+        inputs = batch(3, seed=number)
+        for array in out.values():
+            device.overwrite(array, stream)  # queued before the inference, so it does no harm
+        assert session.run_on_device(inputs, stream, out) == out
+        for name, array in out.items():
+            np.testing.assert_array_equal(device.read(array, stream), detect(**inputs)[name])
+    assert device.calls.count("allocate") == allocated
+    for wrong, message in (
+        ({"bixes": out["boxes"]}, r"out has \['bixes'\]; the outputs are \['boxes', 'labels'"),
+        ({"boxes": expected["boxes"]}, "'boxes' of out is a ndarray; expected an array on the GPU"),
+        ({"boxes": out["num_dets"]}, r"'boxes' of out is int32\[3\]; expected float32\[3, 2, 4\]"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            session.run_on_device(batch(3), stream, wrong)
+    with pytest.raises(UsageError, match=r"'boxes' of out is float32\[3, 2, 4\]; expected"):
+        session.run_on_device(batch(4), stream, {"boxes": out["boxes"]})
+    session.close()
+
+
 def test_aligned_arrays_are_read_in_place_without_graphs(device: FakeDevice) -> None:
     session = make_session(device, cuda_graphs=False)
     stream = device.user_stream()
