@@ -1,0 +1,59 @@
+"""Small versions of the detectors of the recipes, as checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from detector_checkpoints import load_recipe, write_detector_checkpoint, write_photographs
+
+from deploykit.training.config import Config
+
+SIDE = 160  # of the network input, in pixels
+
+
+def small_recipe(name: str) -> Config:
+    """Return a recipe by the name of its detector, with ResNet-18 and few channels."""
+    config = load_recipe(f"{name}_r50_fpn_1x_coco", SIDE)
+    model = config["model"]
+    model["backbone"] |= {"depth": 18, "base_channels": 8}
+    model["neck"] |= {"in_channels": [8, 16, 32, 64], "out_channels": 16}
+    if "rpn_head" in model:
+        model["rpn_head"] |= {"in_channels": 16, "feat_channels": 16}
+        model["test_cfg"]["rpn"] |= {"nms_pre": 200, "max_per_img": 60}
+    else:
+        model["bbox_head"] |= {"in_channels": 16, "feat_channels": 16, "num_classes": 3}
+        model["test_cfg"] |= {"nms_pre": 200, "max_per_img": 30}
+    if "roi_head" in model:
+        head = model["roi_head"]
+        heads = head["bbox_head"] if isinstance(head["bbox_head"], list) else [head["bbox_head"]]
+        for stage in heads:
+            stage |= {"in_channels": 16, "fc_out_channels": 32, "num_classes": 3}
+        for extractor in ("bbox_roi_extractor", "mask_roi_extractor"):
+            if extractor in head:
+                head[extractor] |= {"out_channels": 16, "finest_scale": 14}
+        if "mask_head" in head:
+            head["mask_head"] |= {"in_channels": 16, "conv_out_channels": 16, "num_classes": 3}
+        model["test_cfg"]["rcnn"] |= {"max_per_img": 20}
+    return config
+
+
+@pytest.fixture(scope="session")
+def detector_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the checkpoint of a small detector by name, for 160x160 images. Do not change it."""
+    written: dict[str, Path] = {}
+
+    def checkpoint(name: str) -> Path:
+        if name not in written:
+            path = tmp_path_factory.mktemp(name) / "model.pth"
+            written[name] = write_detector_checkpoint(path, small_recipe(name), SIDE)
+        return written[name]
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """24 crops of photographs, as files."""
+    return sorted(write_photographs(tmp_path_factory.mktemp("photographs")).iterdir())
