@@ -31,8 +31,9 @@ def write_drawn_dataset(
 ) -> None:
     """Write ``train/`` and ``val/`` images with ``annotations/train.json`` and ``val.json``.
 
-    A class has a shape and a colour of its own; backgrounds are noisy, so that the JPEG files cost
-    about as much to decode as photographs. ``proposals/train.npz`` and ``val.npz`` hold boxes near
+    Objects have boxes and masks, which do not know what is drawn over them. A class has a shape and
+    a colour of its own; backgrounds are noisy, so that the JPEG files cost about as much to decode
+    as photographs. ``proposals/train.npz`` and ``val.npz`` hold boxes near
     the objects and regular ones.
 
     Args:
@@ -89,9 +90,28 @@ def _annotation(identity: int, image: int, box: list[float], label: int) -> dict
         "image_id": image,
         "category_id": label + 1,
         "bbox": [left, top, right - left, bottom - top],
+        "segmentation": [_outline(_shape_of(label), box)],
         "area": (right - left) * (bottom - top),
         "iscrowd": 0,
     }
+
+
+def _shape_of(label: int) -> str:
+    return _SHAPES[label % len(_SHAPES)]
+
+
+def _outline(shape: str, box: list[float]) -> list[float]:
+    """Return the polygon of a shape that fills a box, [x, y, x, y, ...]."""
+    left, top, right, bottom = box
+    if shape == "rectangle":
+        return [left, top, right, top, right, bottom, left, bottom]
+    if shape == "triangle":
+        return [left, bottom, right, bottom, (left + right) / 2, top]
+    angles = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    x = (left + right) / 2 + (right - left) / 2 * np.cos(angles)
+    y = (top + bottom) / 2 + (bottom - top) / 2 * np.sin(angles)
+    outline: list[float] = np.stack((x, y), axis=1).round(2).flatten().tolist()
+    return outline
 
 
 def draw_scene(
@@ -134,7 +154,7 @@ def _draw_object(
     left, top, right, bottom = box
     red, green, blue = colorsys.hsv_to_rgb(label / classes, 0.8, 0.9)
     colour = (blue * 255, green * 255, red * 255)
-    shape = _SHAPES[label % len(_SHAPES)]
+    shape = _shape_of(label)
     if shape == "rectangle":
         cv2.rectangle(image, (left, top), (right, bottom), colour, cv2.FILLED)
     elif shape == "ellipse":
