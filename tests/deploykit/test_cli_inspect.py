@@ -36,7 +36,8 @@ SPEC = ModelSpec(
     classes=tuple(f"class {number}" for number in range(25)),
     input=InputSpec(DimRange(1, 2, 4), DimRange.fixed(64), DimRange(32, 96, 128), scale=(96, 64)),
     output=OutputSpec(max_per_img=7),
-    lowering="standard",
+    lowering="primitive",
+    lowering_limits={"nms_candidates": 2048, "nms_steps": 24},
     checkpoint_sha256="c" * 64,
     versions={"deploykit": "0.1.0"},
     parity=PARITY,
@@ -81,6 +82,8 @@ def test_an_onnx_file_is_described(tmp_path: Path, capsys: Capture):
     path = write_onnx(tmp_path / "model.onnx", {"deploykit": SPEC.to_json(), "note": "hello"})
     text = shown(capsys, path)
     for part in (
+        "lowering primitive",
+        "nms_candidates 2048, nms_steps 24",
         "RTMDet",
         "25: class 0, class 1,",
         "and 5 more",
