@@ -9,7 +9,7 @@ import numpy as np
 
 from deploykit.errors import ConfigError
 from deploykit.training.data.sample import Sample
-from deploykit.training.data.transforms.transform import CachingTransform, Pipeline, Transform
+from deploykit.training.data.transforms.transform import Pipeline, Transform
 from deploykit.training.registry import TRANSFORMS
 
 
@@ -55,17 +55,12 @@ class ProposalBroadcaster(Transform):
     """
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
-        self.transforms = Pipeline(transforms).transforms
-        if any(isinstance(each, CachingTransform) for each in self.transforms):
+        self.pipeline = Pipeline(transforms)
+        if self.pipeline.stateful:
             raise ConfigError("ProposalBroadcaster: images with proposals cannot be mixed")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample | None:
         """Apply the transforms in order."""
         if sample.proposals is None:
             raise ConfigError("ProposalBroadcaster: put LoadProposals before it")
-        current: Sample | None = sample
-        for transform in self.transforms:
-            if current is None:
-                return None
-            current = transform(current, rng)
-        return current
+        return self.pipeline.apply(sample, rng)
