@@ -38,8 +38,8 @@ def test_masks_are_what_is_drawn(samples):
         mask = sample.masks.to_bitmaps().astype(bool)[0]
         red_green_blue = colorsys.hsv_to_rgb(int(sample.labels[0]) / len(CLASSES), 0.8, 0.9)
         colour = 255 * np.array(red_green_blue[::-1])
-        drawn = np.abs(sample.image.astype(float) - colour).max(axis=2) < 50
-        assert (mask & drawn).sum() > 0.9 * (mask | drawn).sum()
+        drawn = np.abs(sample.image.astype(float) - colour).max(axis=2) < 70
+        assert (mask & drawn).sum() > 0.92 * (mask | drawn).sum()  # JPEG blurs the edges
 
 
 def test_masks_fill_their_boxes(samples):
