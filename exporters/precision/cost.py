@@ -109,8 +109,8 @@ def measure_cost(
             )
     elif options.max_map_drop is not None:
         raise UsageError(
-            "--max-map-drop needs the validation set of the config, which is not on disk; run where "
-            "it is, or name a config that has its path with --config"
+            "--max-map-drop needs the validation set of the config, which is not on disk; run "
+            "where it is, or name a config that has its path with --config"
         )
     cost = PrecisionCost(record, drift, accuracy)
     if not cost.passed:

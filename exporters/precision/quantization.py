@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from onnxruntime.quantization import (
 
 from deploykit.errors import ExportError
 from deploykit.exporters.precision.activation_ranges import Feeds
+from deploykit.exporters.precision.selection import INT8_OPS
 
 Calibration = Literal["entropy", "percentile", "minmax"]
 CALIBRATIONS: dict[str, CalibrationMethod] = {
@@ -71,6 +73,8 @@ def quantize(
                 target,
                 _Reader(feeds),
                 quant_format=QuantFormat.QDQ,
+                # Only what these read and write is calibrated; some other values may be empty.
+                op_types_to_quantize=list(INT8_OPS),
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
@@ -91,7 +95,7 @@ def _options(percentile: float, method: Calibration) -> dict[str, Any]:
         # TensorRT takes no int32 bias behind a DequantizeLinear.
         "QuantizeBias": False,
         # A pair behind a convolution as well would round its result before the activation.
-        "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "MatMul"],
+        "OpTypesToExcludeOutputQuantization": list(INT8_OPS),
         "CalibStridedMinMax": _IMAGES_AT_A_TIME,  # in spite of its name for every method
     }
     if method == "percentile":
@@ -119,10 +123,11 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base clas
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence advice of ONNX Runtime's quantiser that does not fit these graphs."""
+    """Silence ONNX Runtime's quantiser: it prints, and advises what does not fit these graphs."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(previous)

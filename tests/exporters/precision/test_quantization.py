@@ -96,3 +96,34 @@ def test_nothing_to_calibrate_on_or_to_quantise(model, feeds):
         quantize(model, ["backbone.conv1/Conv"], [], "minmax")
     with pytest.raises(ExportError, match="nothing to quantise"):
         quantize(model, [], feeds, "minmax")
+
+
+def test_values_that_may_be_empty_are_not_calibrated(model, feeds):
+    """A pyramid level without any region gives RoIAlign nothing to do."""
+    text = """
+    g (float[1,3,8,8] x) => (float[1,4,8,8] y, float[N,3,8,8] some)
+    <float[6,3,3,3] w1, float[6] b1, float[4,6,1,1] w2, float big>
+    {
+        level = ReduceMax<keepdims = 0>(x)
+        above = Greater(level, big)
+        flat = Reshape(above, one)
+        index = NonZero(flat)
+        row = Squeeze(index, zero)
+        picked = Gather<axis = 0>(x, row)
+        some = Relu(picked)
+        a = Conv<pads = [1,1,1,1]>(x, w1, b1)
+        r = Relu(a)
+        y = Conv(r, w2)
+    }
+    """
+    values = tensors(model) | {
+        "big": np.float32(1e9),
+        "one": np.asarray([1], np.int64),
+        "zero": np.asarray([0], np.int64),
+    }
+    modules = [None] * 7 + ["backbone.conv1", "backbone.relu", "bbox_head.conv"]
+    dispatching = model_of(text, modules, values)
+    quantised = quantize(dispatching, ["backbone.conv1/Conv"], feeds, "minmax")
+    y, some = run(quantised, **feeds[0])
+    assert some.size == 0
+    assert y.any()
