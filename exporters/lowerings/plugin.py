@@ -11,11 +11,11 @@ from onnx_ir.passes.common import InlinePass
 
 from deploykit.exporters.lowerings import primitive_nms, primitive_roi_align
 from deploykit.exporters.lowerings.pixel_cast import cast_pixels_first
-from deploykit.exporters.lowerings.rewriting import Limits, rewrite_seam
+from deploykit.exporters.lowerings.rewriting import Limits, Rewrite, rewrite_seam
 from deploykit.exporters.seam import BATCHED_NMS, MULTILEVEL_ROI_ALIGN
 
 # Each gives a node, which stays, its body, and its outputs their types and shapes.
-REWRITES = {
+REWRITES: dict[str, Rewrite] = {
     BATCHED_NMS: primitive_nms.add_body,
     MULTILEVEL_ROI_ALIGN: primitive_roi_align.add_body,
 }

@@ -6,10 +6,10 @@ import onnx_ir as ir
 
 from deploykit.exporters.lowerings import primitive_nms, primitive_roi_align
 from deploykit.exporters.lowerings.pixel_cast import cast_pixels_first
-from deploykit.exporters.lowerings.rewriting import Limits, inline, rewrite_seam
+from deploykit.exporters.lowerings.rewriting import Limits, Rewrite, inline, rewrite_seam
 from deploykit.exporters.seam import BATCHED_NMS, MULTILEVEL_ROI_ALIGN
 
-REWRITES = {
+REWRITES: dict[str, Rewrite] = {
     BATCHED_NMS: primitive_nms.rewrite,
     MULTILEVEL_ROI_ALIGN: primitive_roi_align.rewrite,
 }

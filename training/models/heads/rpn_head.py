@@ -134,10 +134,9 @@ class RPNHead(AnchorHead):
 def _as_rows(values: Tensor, sizes: Sequence[int], width: int) -> Tensor:
     """Return [B, N, ...] of L levels, of these sizes, as [B * L, width, ...], padded with zeros."""
     padding = values.new_zeros((values.shape[0], width, *values.shape[2:]))
-    levels = [
-        torch.cat((level, padding), dim=1)[:, :width] for level in values.split(list(sizes), dim=1)
-    ]
-    return torch.stack(levels, dim=1).flatten(0, 1)
+    levels = torch.split(values, list(sizes), dim=1)
+    padded = [torch.cat((level, padding), dim=1)[:, :width] for level in levels]
+    return torch.stack(padded, dim=1).flatten(0, 1)
 
 
 def _merge(boxes: Tensor, scores: Tensor, levels: int, count: int) -> DetectionTensors:
@@ -149,8 +148,8 @@ def _merge(boxes: Tensor, scores: Tensor, levels: int, count: int) -> DetectionT
         levels: L.
         count: Number of proposals per image, at most L * K.
     """
-    boxes = boxes.unflatten(0, (-1, levels)).flatten(1, 2)
-    scores, index = scores.unflatten(0, (-1, levels)).flatten(1, 2).topk(count, dim=1)
+    boxes = boxes.reshape(-1, levels * boxes.shape[1], 4)
+    scores, index = scores.reshape(-1, levels * scores.shape[1]).topk(count, dim=1)
     found = scores > 0
     labels = torch.where(found, 0, -1).to(torch.int32)
     return gather_rows(boxes, index), scores, labels, found.sum(dim=1).to(torch.int32)
