@@ -40,6 +40,8 @@ class TensorRTBackend:
         max_graphs: Most graphs of one lane, each for one set of input shapes.
         batch_buckets: Batch sizes to run for engines with a dynamic batch: a batch in between is
             filled up with zeros. By default powers of two, the smallest and the largest batch.
+        kernel_cache: A file where TensorRT-RTX keeps the kernels that it compiles for this GPU when
+            an engine first runs, so that it need not do so in the next process.
 
     Raises:
         BackendError: The engine is damaged or does not fit the installed TensorRT, the GPU or the
@@ -61,6 +63,7 @@ class TensorRTBackend:
         cuda_graphs: bool = True,
         max_graphs: int = 8,
         batch_buckets: Sequence[int] | None = None,
+        kernel_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         buckets = None if batch_buckets is None else tuple(batch_buckets)
         options = SessionOptions(lanes, cuda_graphs, max_graphs, buckets)
@@ -68,7 +71,8 @@ class TensorRTBackend:
         self.path = Path(path)
         self.engine_spec, plan = read_engine(self.path)
         self.spec = self.engine_spec.model
-        gpu, engine = _load(self.engine_spec, plan, self.path, index)
+        kernels = None if kernel_cache is None else Path(kernel_cache)
+        gpu, engine = _load(self.engine_spec, plan, self.path, index, kernels)
         self.device = f"cuda:{index}"
         try:
             self._session = EngineSession(gpu, engine, self.path, options)
@@ -174,7 +178,7 @@ class TensorRTBackend:
 
 
 def _load(
-    spec: EngineSpec, plan: bytes, path: Path, index: int
+    spec: EngineSpec, plan: bytes, path: Path, index: int, kernels: Path | None
 ) -> tuple[CudaDevice, TensorRTEngine]:
     """Return the device and the engine on it, everything checked in the order of its cost."""
     if spec.flavour not in FLAVOURS:
@@ -190,7 +194,9 @@ def _load(
     # A version-compatible engine brings the runtime of the version that built it.
     foreign = spec.build_flags.version_compatible and spec.tensorrt_version != trt.__version__
     with device.activated():
-        engine = TensorRTEngine(trt, spec.flavour, plan, path, host_code=foreign)
+        engine = TensorRTEngine(
+            trt, spec.flavour, plan, path, host_code=foreign, kernel_cache=kernels
+        )
         try:
             check_tensors(spec.model, engine.tensors, path)
         except BaseException:

@@ -12,6 +12,7 @@ import numpy as np
 from deploykit.errors import BackendError
 from deploykit.runtimes.backend import one_line
 from deploykit.runtimes.tensorrt.device import EngineTensor, Memory, Shape
+from deploykit.runtimes.tensorrt.kernel_cache import KernelCache
 from deploykit.tensorrt_flavour import TITLES, collect_messages, logger
 
 
@@ -26,17 +27,26 @@ class TensorRTEngine:
         plan: The serialised engine, checked against its spec.
         path: Where it came from, for messages.
         host_code: Whether the code for the host that a version-compatible engine carries may run.
+        kernel_cache: Where TensorRT-RTX keeps the kernels that it compiles, or ``None``.
 
     Raises:
         BackendError: TensorRT refuses the engine.
     """
 
     def __init__(
-        self, trt: ModuleType, flavour: str, plan: bytes, path: Path, *, host_code: bool = False
+        self,
+        trt: ModuleType,
+        flavour: str,
+        plan: bytes,
+        path: Path,
+        *,
+        host_code: bool = False,
+        kernel_cache: Path | None = None,
     ) -> None:
         self._trt: Any = trt
         self._title = TITLES[flavour]
         self._path = path
+        self._kernels = KernelCache(kernel_cache)
         self._lock = threading.Lock()
         with collect_messages(trt, "ERROR") as log:
             # Both are kept: an engine does not keep the runtime that made it.
@@ -119,6 +129,7 @@ class TensorRTEngine:
                 config.dynamic_shapes_kernel_specialization_strategy = (
                     strategies.EAGER if for_graph else strategies.LAZY
                 )
+                self._kernels.attach(config)
                 context = self._engine.create_execution_context(config)
         if context is None:
             raise BackendError(
@@ -129,7 +140,8 @@ class TensorRTEngine:
         return TensorRTContext(trt, context, self._title)
 
     def free(self) -> None:
-        """Drop the engine and its runtime, which frees its weights."""
+        """Keep the kernels it compiled; drop it and its runtime, which frees its weights."""
+        self._kernels.save()
         self._engine = None
         self._runtime = None
 

@@ -13,6 +13,7 @@ import gc
 import json
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,33 @@ def check_other_flavour(engine: Path, graph: Path, images: Path) -> None:
     """TensorRT has no ``DynamicShapesKernelSpecializationStrategy`` and no engine validity."""
     del fake_tensorrt_runtime.trt.DynamicShapesKernelSpecializationStrategy
     check_backend(engine, graph, images)
+
+
+def check_kernel_cache(engine: Path, graph: Path, images: Path) -> None:
+    """All contexts share one cache; a file keeps it; what does not fit is replaced."""
+    file = engine.with_name("kernels.cache")
+    made = fake_tensorrt_runtime._Cache.made
+    for before in (None, b"", b"of another GPU"):
+        if before is not None:
+            file.write_bytes(before)
+        made.clear()
+        with TensorRTBackend(engine, kernel_cache=file) as backend:
+            for number in range(12):
+                backend.infer(*batch(1 + number % 4))
+        assert len(made) == 1 and file.read_bytes() == b"kernels 1"
+    stamp = file.stat().st_mtime_ns
+    with TensorRTBackend(engine, kernel_cache=file) as backend:
+        backend.infer(*batch(1))
+    assert file.stat().st_mtime_ns == stamp, "nothing new, so nothing is written"
+    folder = file.with_name("taken")
+    folder.mkdir()
+    backend = TensorRTBackend(engine, kernel_cache=folder)
+    backend.infer(*batch(1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        backend.close()
+    assert any("are not kept" in str(warning.message) for warning in caught), caught
+    assert_nothing_lives()
 
 
 def check_out_of_memory(engine: Path, graph: Path, images: Path) -> None:

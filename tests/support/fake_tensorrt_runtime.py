@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
@@ -19,7 +19,10 @@ import tensorrt_rtx as trt
 
 from deploykit.spec import InputSpec
 
-GENUINE = {name: getattr(trt, name) for name in ("Runtime", "ICudaEngine", "IExecutionContext")}
+GENUINE = {
+    name: getattr(trt, name)
+    for name in ("Runtime", "ICudaEngine", "IExecutionContext", "IRuntimeCache")
+}
 SCRATCH = 4096
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _DTYPES = {
@@ -35,7 +38,7 @@ class _Like:
     genuine = ""
 
     def __init_subclass__(cls) -> None:
-        public = {name for name in vars(cls) if not name.startswith("_")} - {"genuine"}
+        public = {name for name in vars(cls) if not name.startswith("_")} - {"genuine", "made"}
         missing = public - set(dir(GENUINE[cls.genuine]))
         assert not missing, f"{cls.genuine} has no {missing}"
 
@@ -112,7 +115,29 @@ class Engine(_Like):
     def create_execution_context(self, config: Any) -> Any:
         strategy = config.strategy if isinstance(config, _Config) else config
         assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if isinstance(config, _Config):
+            config.cache._compiled = 1
         return Context(self)
+
+
+class _Cache(_Like):
+    """See ``IRuntimeCache``: counts the contexts that compiled into it."""
+
+    genuine = "IRuntimeCache"
+    made: ClassVar[list[_Cache]] = []
+
+    def __init__(self) -> None:
+        self._compiled = 0
+        _Cache.made.append(self)
+
+    def deserialize(self, blob: bytes) -> bool:
+        if not blob.startswith(b"kernels "):
+            return False
+        self._compiled = int(blob[8:])
+        return True
+
+    def serialize(self) -> bytes:
+        return b"kernels %d" % self._compiled
 
 
 class _Config:
@@ -124,10 +149,17 @@ class _Config:
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
 
+    def create_runtime_cache(self) -> _Cache:
+        return _Cache()
 
-for _name in ("dynamic_shapes_kernel_specialization_strategy",
-              "set_execution_context_allocation_strategy"):  # fmt: skip
-    assert hasattr(trt.IRuntimeConfig, _name)
+    def set_runtime_cache(self, cache: _Cache) -> bool:
+        self.cache = cache
+        return True
+
+
+for _name in vars(_Config):
+    if not _name.startswith("_") and _name != "strategy":
+        assert hasattr(trt.IRuntimeConfig, _name)
 
 
 class Context(_Like):

@@ -24,6 +24,7 @@ CHECKS = (
     "threads",
     "device_arrays",
     "other_flavour",
+    "kernel_cache",
     "out_of_memory",
     "leaks",
     "forgotten",
