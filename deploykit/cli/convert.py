@@ -259,16 +259,19 @@ def _print_parity(console: Console, parity: ConversionParity) -> None:
     from rich.text import Text
 
     title = f"Parity with PyTorch on {parity.images}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    summaries = [report.summary() for _, report in parity.runs]
-    with_masks = any(numbers["min_pasted_mask_iou"] is not None for numbers in summaries)
-    masks = ("mask", "IoU") if with_masks else ()
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("input", no_wrap=True)
-    for column in ("batch", "images", "matched", "lone", "tied", "box px", "score", *masks):
+    for column in ("batch", "images", "matched", "lone", "tied", "box px", "score"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for (run, report), numbers in zip(parity.runs, summaries, strict=True):
-        error, iou = numbers["max_mask_probability_error"], numbers["min_pasted_mask_iou"]
+    for run, report in parity.runs:
+        numbers = report.summary()
         table.add_row(
             run.size_text,
             str(run.batch),
@@ -276,12 +279,17 @@ def _print_parity(console: Console, parity: ConversionParity) -> None:
             *(str(numbers[key]) for key in ("matched", "unmatched", "explained")),
             f"{numbers['max_box_error_px']:.1e}",
             f"{numbers['max_score_error']:.1e}",
-            *(("-" if error is None else f"{error:.1e}",) if with_masks else ()),
-            *(("-" if iou is None else f"{iou:.3f}",) if with_masks else ()),
             Text("pass", "green") if report.passed else Text("FAIL", "bold red"),
         )
     console.print(table)
-    if any(numbers["explained"] for numbers in summaries):
+    summary = parity.summary()
+    if summary["min_pasted_mask_iou"] is not None:
+        console.print(
+            f"masks: largest probability error {summary['max_mask_probability_error']:.1e}, "
+            f"smallest IoU when pasted {summary['min_pasted_mask_iou']:.4f}",
+            highlight=False,
+        )
+    if summary["explained"]:
         console.print("tied: detections that differ where rounding decides (docs/parity.md)")
     for run, report in parity.runs:
         if not report.passed:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from deploykit.cli.convert import _print_parity
 from deploykit.exporters.conversion_parity import ParityRun, measure, plan_runs
 from deploykit.parity import ParityTolerances
 from deploykit.spec import DimRange, InputSpec, ModelSpec, OutputSpec
@@ -122,3 +125,35 @@ def test_finding_nothing_at_all_is_no_proof():
     outcome, _ = compare(STATIC, score=0.0)
     assert not outcome.passed and outcome.nothing_found
     assert "nothing compared" in outcome.reasons[0]
+
+
+class MaskBackend(Backend):
+    """Gives a mask of half of the box, whose logits ``mask_shift`` moves."""
+
+    mask_shift = 0.0
+
+    def infer(self, images, image_sizes):
+        outputs = super().infer(images, image_sizes)
+        logits = np.where(np.arange(28) < 14, 4.0, -4.0).astype(np.float32)
+        masks = np.zeros((len(images), 2, 28, 28), np.float32)
+        masks[:, 0] = logits + self.mask_shift
+        return outputs | {"masks": masks}
+
+
+@pytest.mark.parametrize(("shift", "passed"), [(0.0, True), (0.01, True), (0.2, False)])
+def test_masks_are_compared_and_recorded(shift, passed):
+    reference, exported = MaskBackend("pytorch", STATIC), MaskBackend("onnxruntime", STATIC)
+    exported.mask_shift = shift
+    outcome = measure(
+        reference, exported, pictures(3), "3 pictures", ParityTolerances(), ("a", "b")
+    )
+    assert outcome.passed == passed
+    summary = outcome.summary()
+    steepest = shift * 0.0177  # the slope of the sigmoid at 4
+    assert summary["max_mask_probability_error"] == pytest.approx(steepest, rel=0.15)
+    assert summary["min_pasted_mask_iou"] == pytest.approx(1, abs=0.05)
+    assert summary["explained"] == 0
+    text = io.StringIO()
+    _print_parity(Console(file=text, width=80), outcome)
+    assert "masks: largest probability error" in text.getvalue()
+    assert "…" not in text.getvalue().split("masks:")[0]
