@@ -4,7 +4,7 @@ All levels become one table of cells, from which windows of each region are gath
 the weights of both axes (``roi_windows``). The first two windows of every region are computed, and
 the further ones of a fixed number of regions, those with the most windows. That number is the
 limit of this form; where the sizes of the maps are known and no region can need more than two
-windows, or the regions are few, there is none.
+windows, or the regions are few, there is none. There must be at least one region.
 
 Source: He et al., "Mask R-CNN", arXiv:1703.06870, for RoIAlign.
 """

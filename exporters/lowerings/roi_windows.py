@@ -102,9 +102,9 @@ class Regions:
                 write("Where", flipped, write("Gather", value, [1, 0], axis=1), value)
                 for value in values
             ]
-        *others, span, stride = values
+        start, size, step, samples, limit, first, span, stride = values
         windows = write("Ceil", write("Div", span, [float(LONG), float(SHORT)]))
-        return cls(*others, windows, stride, base, flipped)
+        return cls(start, size, step, samples, limit, first, windows, stride, base, flipped)
 
     def count(self, write: GraphWriter) -> ir.Value:
         """Write how many windows each region has, float32 [R, 1]."""
@@ -219,20 +219,21 @@ class _Axis:
         begin = write("Min", write("Max", begin, 0.0), samples)
         end = write("Floor", write("Div", write("Sub", limit, origin), divisor))
         end = write("Min", write("Max", write("Add", end, 1.0), begin), samples)
-        t = write("Unsqueeze", write("Sub", first, 1.0), [2, 3])
-        t = write("Add", t, [float(i) for i in range(length + 2)])  # [R, K, 1, length + 2]
-        after = write("Floor", write("Div", write("Sub", t, origin), divisor))
+        # Coordinates from the first sample on keep their low bits far from the map's corner.
+        before = write("Unsqueeze", write("Sub", first, 1.0), [2, 3])  # [R, K, 1, 1]
+        cells = [float(i) for i in range(length + 2)]
+        t = write("Add", write("Sub", before, origin), cells)  # [R, K, bins, length + 2]
+        after = write("Floor", write("Div", t, divisor))
         after = write("Min", write("Max", write("Add", after, 1.0), begin), end)
         middle = write("Mul", write("Sub", write("Add", after, end), 1.0), 0.5)
-        middle = write("Add", origin, write("Mul", step, middle))
-        ramps = write("Mul", write("Sub", end, after), write("Sub", middle, t))
+        ramps = write("Mul", write("Sub", end, after), write("Sub", write("Mul", step, middle), t))
         beyond = write(
             "Sub",
             write("Slice", ramps, [0], [-1], [3]),
             write("Slice", ramps, [1], [length + 2], [3]),
         )
         # Samples at the rim of the map lie on its outermost cells.
-        x = write("Slice", t, [0], [-1], [3])
+        x = write("Add", before, cells[:-1])
         beyond = write("Where", write("Less", x, 0.0), write("Sub", end, begin), beyond)
         inside = write("Less", x, write("Sub", limit, 1.0))
         beyond = write("Where", inside, beyond, 0.0)
