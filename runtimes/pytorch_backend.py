@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -82,13 +84,14 @@ class PyTorchBackend:
         noise: float,
         seed: int,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Run the network with noise on its weights, to see which results rounding decides.
+        """Run the network with noise in its layers, to see which results rounding decides.
 
         Args:
             images: See ``Backend.infer``.
             image_sizes: See ``Backend.infer``.
             proposals: See ``Backend.infer``.
-            noise: Every weight is multiplied by a random number within 1 - noise and 1 + noise.
+            noise: Every number that a layer with weights computes is multiplied by a random one
+                within 1 - noise and 1 + noise.
             seed: The same seed gives the same noise.
 
         Raises:
@@ -116,11 +119,8 @@ class PyTorchBackend:
                 inputs: tuple[Any, ...] = (batch, sizes)
                 if proposals is not None:
                     inputs += (torch.from_numpy(proposals).to(self.device),)
-                if noise is None:
+                with nullcontext() if noise is None else self._noise(noise, seed):
                     outputs = self._model.predict(*inputs)
-                else:
-                    weights = self._noisy_weights(noise, seed)
-                    outputs = torch.func.functional_call(self._model, weights, inputs)
                 return {
                     name: output.cpu().numpy()
                     for name, output in zip(self.spec.output.names, outputs, strict=True)
@@ -131,14 +131,26 @@ class PyTorchBackend:
                     f"{one_line(error)}"
                 ) from error
 
-    def _noisy_weights(self, noise: float, seed: int) -> dict[str, Any]:
+    @contextmanager
+    def _noise(self, noise: float, seed: int) -> Iterator[None]:
         torch = self._torch
         generator = torch.Generator().manual_seed(seed)
-        weights = {}
-        for name, weight in self._model.named_parameters():
-            factors = torch.empty(weight.shape).uniform_(1 - noise, 1 + noise, generator=generator)
-            weights[name] = weight * factors.to(weight.device, weight.dtype)
-        return weights
+
+        def multiply(module: Any, inputs: Any, output: Any) -> Any:
+            factors = torch.empty(output.shape).uniform_(1 - noise, 1 + noise, generator=generator)
+            return output * factors.to(output.device, output.dtype)
+
+        layers = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
+        hooks = [
+            module.register_forward_hook(multiply)
+            for module in self._model.modules()
+            if isinstance(module, layers)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def close(self) -> None:
         """Release the model; an inference that is under way finishes first."""

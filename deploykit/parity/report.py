@@ -198,7 +198,7 @@ class ParityReport:
         if explained:
             notes.append(
                 f"{explained} detections differ where rounding decides: under relative noise of "
-                f"{self.tolerances.rounding:g} on its weights the reference has them or not"
+                f"{self.tolerances.rounding:g} in its layers the reference has them or not"
             )
         if self.batch_note:
             notes.append(f"batch invariance was not measured: {self.batch_note}")

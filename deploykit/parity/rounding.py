@@ -5,10 +5,10 @@ exceeds the threshold, which candidates are among the best k. Where a decision i
 rounding makes it, and two correct implementations find different objects. The outputs alone cannot
 tell that from a fault, since a box that was moved by mistake has the same score and overlaps, too.
 
-So the reference runs again with random relative noise of the size of a rounding error on all its
-weights. A detection that some of these runs have and others do not is *undecided*: the reference
-does not know it any better than the candidate. A real difference is one that no run of the
-reference makes, whatever the noise.
+So the reference runs again with random relative noise of the size of a rounding error on all that
+its layers compute. A detection that some of these runs have and others do not is *undecided*: the
+reference does not know it any better than the candidate. A real difference is one that no run of
+the reference makes, whatever the noise.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ class ParityTolerances:
         allow_empty: Whether a comparison in which neither model found anything may pass.
         explained: Largest share of the detections that may differ where rounding decides; a handful
             (``FEW_EXPLAINED``) may in any case. 0: no explanation is sought.
-        rounding: Relative noise on the reference's weights that stands for rounding; the default
-            is for float32.
+        rounding: Relative noise in the reference's layers that stands for rounding; the default is
+            for float32.
 
     Raises:
         UsageError: A value is out of range.

@@ -18,21 +18,19 @@ class MeanColour(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.scale = torch.nn.Linear(3, 3, bias=False)
+        torch.nn.init.eye_(self.scale.weight)
         self.sizes: list[Any] = []
 
     def predict(self, images: torch.Tensor, image_sizes: torch.Tensor | None = None) -> tuple:
         self.sizes.append(image_sizes)
         if images.shape[0] > 8:
             raise RuntimeError("out of memory:\ntried to allocate a lot")
-        mean = images.float().mean(dim=(1, 2)) * self.weight
+        mean = self.scale(images.float().mean(dim=(1, 2)))
         zeros = torch.zeros_like(mean[:, :1])
         boxes = torch.cat([zeros, zeros, mean[:, :2]], dim=1)[:, None]
         count = torch.ones(len(images), dtype=torch.int32)
         return boxes, mean[:, :1] / 255, count[:, None], count
-
-    def forward(self, *inputs: torch.Tensor) -> tuple:
-        return self.predict(*inputs)
 
 
 @pytest.fixture
@@ -113,7 +111,7 @@ def test_options(checkpoint: Path) -> None:
         torch.set_num_threads(before)
 
 
-def test_noise_on_the_weights_is_small_repeatable_and_gone_afterwards(checkpoint: Path):
+def test_noise_is_small_repeatable_and_gone_afterwards(checkpoint: Path):
     backend = PyTorchBackend(checkpoint)
     inputs = batch(2)
     scores = backend.infer(*inputs)["scores"]
