@@ -125,7 +125,7 @@ def plan_runs(spec: InputSpec, images: int) -> list[ParityRun]:
     for size, batch in zip(sizes, batches, strict=True):
         if size != spec.pad_size or batch != usual:
             runs.append(ParityRun(size, batch, few))
-    return runs
+    return list(dict.fromkeys(runs))  # the optimal size may be the largest
 
 
 def measure(

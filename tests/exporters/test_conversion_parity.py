@@ -88,6 +88,15 @@ def test_dynamic_sizes_are_compared_at_the_extremes():
     ]
 
 
+def test_an_optimal_size_that_is_the_largest_is_compared_once():
+    inputs = InputSpec(FIXED(1), DimRange(32, 160, 160), DimRange(32, 160, 160), scale=(160, 160))
+    assert plan_runs(inputs, 5) == [
+        ParityRun(None, 1, 5),
+        ParityRun((32, 32), 1, 3),
+        ParityRun((160, 160), 1, 3),
+    ]
+
+
 def test_equal_models_pass_at_every_shape():
     outcome, exported = compare(DYNAMIC)
     assert outcome.passed and not outcome.reasons
