@@ -138,8 +138,7 @@ class Lane:
                 run.outputs.nbytes,
                 self._stream.handle,
             )
-            self._stream.synchronize()
-        self._pinned_is_read = False
+            self._wait()
         return {
             name: self._outputs.view(slot)[: shapes.rows].copy()
             for name, slot in run.outputs.slots.items()
@@ -234,7 +233,7 @@ class Lane:
             self._capture(run)
             if run.graph is None:
                 # Nobody knows what state the failure left the context in.
-                self._stream.synchronize()
+                self._wait()
                 self._drop_runs()
                 run = self._set_up(shapes, {})
         if run.graph is not None:
@@ -243,6 +242,11 @@ class Lane:
             run.context.enqueue(self._stream.handle)
             run.has_run = True
         return run
+
+    def _wait(self) -> None:
+        """Wait on the host for the work of the lane."""
+        self._stream.synchronize()
+        self._pinned_is_read = False
 
     def _wait_for_producers(self, feeds: Iterable[Feed], stream: int) -> None:
         """Let the lane's stream wait for whoever writes the feeds on the device."""
@@ -294,7 +298,7 @@ class Lane:
     def _keep(self, key: RunKey, run: _Run) -> None:
         """Keep a run for its graph; the least recently used one goes."""
         if len(self._runs) >= self._graphs.limit:
-            self._stream.synchronize()
+            self._wait()
             self._runs.popitem(last=False)[1].free()
         self._runs[key] = run
 
@@ -316,7 +320,7 @@ class Lane:
     def _make_room(self, staging: Staging, layout: Layout) -> None:
         """Let a block grow if it has to; graphs, which hold its addresses, go with the old one."""
         if layout.nbytes > staging.capacity:
-            self._stream.synchronize()
+            self._wait()
             self._drop_runs()
             staging.grow(layout.nbytes)
 
@@ -326,7 +330,7 @@ class Lane:
         on_host = {name for name, feed in feeds.items() if isinstance(feed, np.ndarray)}
         if on_host and self._pinned_is_read:
             # An earlier run_on_device did not wait for its copy from the block.
-            self._stream.synchronize()
+            self._wait()
         for name, slot in inputs.slots.items():
             feed = feeds[name]
             if isinstance(feed, np.ndarray):
@@ -345,7 +349,7 @@ class Lane:
                 slot = inputs.slots[name]
                 target = self._inputs.address + slot.offset
                 device.copy_in(target, self._inputs.pinned, slot.offset, slot.nbytes(), stream)
-        self._pinned_is_read = bool(on_host)
+        self._pinned_is_read = self._pinned_is_read or bool(on_host)
 
     def _capture(self, run: _Run) -> None:
         """Capture a run into its graph, or turn graphs off."""
