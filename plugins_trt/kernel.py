@@ -61,8 +61,7 @@ class Kernel:
     @property
     def digest(self) -> str:
         """SHA-256 of everything that decides what the kernel computes."""
-        parts = [self.name, repr(self.constants), self.source]
-        parts += [source_text(name) for name in included_files(f"{self.name}.cu")]
+        parts = [source_digest(self.name), repr(self.constants)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -136,6 +135,13 @@ def included_files(name: str) -> Sequence[str]:
                 found.add(include)
                 pending.append(include)
     return sorted(found)
+
+
+def source_digest(kernel_name: str) -> str:
+    """Return the SHA-256 of the source of a kernel and of all that it includes."""
+    names = [f"{kernel_name}.cu", *included_files(f"{kernel_name}.cu")]
+    parts = [part for name in names for part in (name, source_text(name))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def float_type(dtype: str, what: str) -> str:

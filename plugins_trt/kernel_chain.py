@@ -64,7 +64,8 @@ def batched_nms(
         int32 [B, max_out] on the device, indices into N by falling score, -1 after the last one.
     """
     window = nms_kernels.default_window(max_out) if window is None else window
-    sizes = nms_kernels.NmsSizes(*boxes.shape[:2], window)
+    batch, candidates = boxes.shape[:2]
+    sizes = nms_kernels.NmsSizes(batch, candidates, window)
     tensors: dict[str, Any] = {} if scratch is None else scratch
     if not tensors:
         shapes = {**sizes.shapes, "indices": (boxes.shape[0], max_out)}

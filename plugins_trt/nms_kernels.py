@@ -91,7 +91,7 @@ def mask_kernel(iou_threshold: float) -> Kernel:
 def scan_kernel(box_dtype: str, iou_threshold: float, max_out: int, window: int) -> Kernel:
     """Return the kernel that picks the survivors."""
     check_window(window)
-    values = {
+    values: dict[str, int | float | str] = {
         "BOX": float_type(box_dtype, "boxes"),
         "IOU_THRESHOLD": float(iou_threshold),
         "MAX_OUT": max_out,

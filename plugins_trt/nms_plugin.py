@@ -14,6 +14,11 @@ from deploykit.plugins_trt.plugin import Plugin, TensorInfo
 _ANY = nms_kernels.SMALLEST_WINDOW
 
 
+def _batch_and_count(tensor: TensorInfo) -> tuple[Any, Any]:
+    batch, count = tensor.shape[:2]
+    return batch, count
+
+
 def _outputs(sizes: NmsSizes, *names: str) -> list[TensorInfo]:
     return [TensorInfo(sizes.shapes[name], SCRATCH_DTYPES[name]) for name in names]
 
@@ -22,6 +27,7 @@ class NmsSort(Plugin):
     """Sorts tiles of candidates by score."""
 
     name = "NmsSort"
+    source = "nms_sort"
     inputs = ("scores",)
     output_count = 2
 
@@ -29,7 +35,7 @@ class NmsSort(Plugin):
         self, inputs: Sequence[TensorInfo], attributes: Mapping[str, Any], arithmetic: Any
     ) -> list[TensorInfo]:
         """Return keys and counts of the tiles."""
-        sizes = NmsSizes(*inputs[0].shape, _ANY, arithmetic)
+        sizes = NmsSizes(*_batch_and_count(inputs[0]), _ANY, arithmetic)
         return _outputs(sizes, "keys", "tile_counts")
 
     def kernel(
@@ -40,7 +46,7 @@ class NmsSort(Plugin):
         tactic: int,
     ) -> tuple[Kernel, Launch]:
         """Return the kernel and its launch."""
-        sizes = NmsSizes(*inputs[0].shape, _ANY, arithmetic)
+        sizes = NmsSizes(*_batch_and_count(inputs[0]), _ANY, arithmetic)
         return nms_kernels.sort_kernel(inputs[0].dtype), sizes.sort_launch()
 
 
@@ -48,6 +54,7 @@ class NmsGather(Plugin):
     """Merges the sorted tiles and gathers boxes and labels in order."""
 
     name = "NmsGather"
+    source = "nms_gather"
     inputs = ("boxes", "labels", "keys", "tile_counts")
     attributes = (("window", int),)
     output_count = 4
@@ -56,7 +63,7 @@ class NmsGather(Plugin):
         self, inputs: Sequence[TensorInfo], attributes: Mapping[str, Any], arithmetic: Any
     ) -> list[TensorInfo]:
         """Return the order, the best boxes and labels in order, and the number of candidates."""
-        sizes = NmsSizes(*inputs[0].shape[:2], attributes["window"], arithmetic)
+        sizes = NmsSizes(*_batch_and_count(inputs[0]), attributes["window"], arithmetic)
         return _outputs(sizes, "order", "sorted_boxes", "sorted_labels", "counts")
 
     def kernel(
@@ -67,7 +74,7 @@ class NmsGather(Plugin):
         tactic: int,
     ) -> tuple[Kernel, Launch]:
         """Return the kernel and its launch."""
-        sizes = NmsSizes(*inputs[0].shape[:2], attributes["window"], arithmetic)
+        sizes = NmsSizes(*_batch_and_count(inputs[0]), attributes["window"], arithmetic)
         return nms_kernels.gather_kernel(inputs[0].dtype), sizes.gather_launch()
 
 
@@ -75,6 +82,7 @@ class NmsMask(Plugin):
     """Compares the best candidates with each other."""
 
     name = "NmsMask"
+    source = "nms_mask"
     inputs = ("sorted_boxes", "sorted_labels", "counts")
     attributes = (("iou_threshold", float),)
     output_count = 1
@@ -102,6 +110,7 @@ class NmsScan(Plugin):
     """Picks the survivors."""
 
     name = "NmsScan"
+    source = "nms_scan"
     inputs = ("boxes", "labels", "order", "counts", "mask")
     attributes = (("iou_threshold", float), ("max_out", int), ("window", int))
     output_count = 1
@@ -120,7 +129,7 @@ class NmsScan(Plugin):
         tactic: int,
     ) -> tuple[Kernel, Launch]:
         """Return the kernel and its launch."""
-        sizes = NmsSizes(*inputs[0].shape[:2], attributes["window"], arithmetic)
+        sizes = NmsSizes(*_batch_and_count(inputs[0]), attributes["window"], arithmetic)
         kernel = nms_kernels.scan_kernel(
             inputs[0].dtype,
             attributes["iou_threshold"],

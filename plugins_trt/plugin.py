@@ -29,6 +29,7 @@ class Plugin(ABC):
     """One kernel as an operator of a network."""
 
     name: str
+    source: str  # name of the kernel
     inputs: tuple[str, ...]
     attributes: ClassVar[tuple[tuple[str, Any], ...]] = ()
     output_count: int

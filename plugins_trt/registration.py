@@ -49,7 +49,7 @@ class Registration:
     def _register(self, plugin: Plugin) -> None:
         trtp, identifier = self._plugin_module, f"{NAMESPACE}::{plugin.name}"
         attributes = dict(plugin.attributes)
-        results = tuple[(trtp.TensorDesc,) * plugin.output_count]  # type: ignore[misc]
+        results = _generic(tuple, *[trtp.TensorDesc] * plugin.output_count)
         tensors = dict.fromkeys(plugin.inputs, trtp.TensorDesc)
         outputs = {"outputs": results}
 
@@ -66,11 +66,10 @@ class Registration:
             inputs, values, (*_, tactic) = self._split(plugin, arguments, with_attributes=True)
             return self._compile(plugin, inputs, values, tactic)
 
-        text = str | bytes
-        compiled = tuple[text, text, trtp.KernelLaunchParams, trtp.SymIntExprs]
+        compiled = _generic(tuple, str, bytes, trtp.KernelLaunchParams, trtp.SymIntExprs)
         returned = results if plugin.output_count > 1 else trtp.TensorDesc
         _sign(describe, tensors | attributes, returned)
-        _sign(autotune, tensors | outputs, list[trtp.AutoTuneCombination])
+        _sign(autotune, tensors | outputs, _generic(list, trtp.AutoTuneCombination))
         _sign(aot_impl, tensors | attributes | outputs | {"tactic": int}, compiled)
         trtp.register(identifier)(describe)
         trtp.autotune(identifier)(autotune)
@@ -135,6 +134,11 @@ class Registration:
             scalars[place] = trtp.SymInt32(value)
         self.kernels.setdefault(plugin.name, set()).add(kernel)
         return kernel.name, ptx.rstrip(b"\0"), params, scalars
+
+
+def _generic(base: Any, *arguments: Any) -> Any:
+    """Return ``base[arguments]`` of types that are known only when this runs."""
+    return base[arguments if len(arguments) > 1 or base is tuple else arguments[0]]
 
 
 def _sign(function: Callable[..., Any], parameters: Mapping[str, Any], returned: Any) -> None:

@@ -31,6 +31,7 @@ class MultilevelRoIAlign(Plugin):
     regions there are.
     """
 
+    source = "multilevel_roi_align"
     attributes = (
         ("output_height", int),
         ("output_width", int),

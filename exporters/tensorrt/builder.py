@@ -18,6 +18,7 @@ from deploykit.exporters.tensorrt.build_flags import apply_flags, check_flags
 from deploykit.exporters.tensorrt.engine_cache import EngineCache, cache_key
 from deploykit.exporters.tensorrt.graph_facts import bare_graph, inputs_of, outputs_of
 from deploykit.exporters.tensorrt.node_report import NodeReport
+from deploykit.exporters.tensorrt.plugin_graph import with_plugins
 from deploykit.exporters.tensorrt.precision_used import precision_used
 from deploykit.exporters.tensorrt.profiles import add_profile
 from deploykit.exporters.tensorrt.progress import (
@@ -102,6 +103,9 @@ def build_engine(
     kernels: tuple[PluginKernel, ...] = ()
     # A TensorRT-RTX engine is compiled for the GPU that loads it, whichever one is here.
     device = build_device() if options.flavour == "tensorrt" else None
+    if device is not None:
+        portable = options.flags.hardware_compatible
+        model, kernels = with_plugins(model, module, None if portable else device)
     graph = bare_graph(model)
     described = EngineSpec(
         model=spec,
