@@ -17,8 +17,7 @@ from deploykit.exporters.tensorrt.build_device import BuildDevice, build_device
 from deploykit.exporters.tensorrt.build_flags import apply_flags, check_flags
 from deploykit.exporters.tensorrt.engine_cache import EngineCache, cache_key
 from deploykit.exporters.tensorrt.graph_facts import bare_graph, inputs_of, outputs_of
-from deploykit.exporters.tensorrt.node_report import NodeReport
-from deploykit.exporters.tensorrt.plugin_graph import with_plugins
+from deploykit.exporters.tensorrt.node_report import NodeReport, has_seam_nodes
 from deploykit.exporters.tensorrt.precision_used import precision_used
 from deploykit.exporters.tensorrt.profiles import add_profile
 from deploykit.exporters.tensorrt.progress import (
@@ -28,6 +27,7 @@ from deploykit.exporters.tensorrt.progress import (
     progress_monitor,
 )
 from deploykit.exporters.tensorrt.timing_cache import load_timing_cache, save_timing_cache
+from deploykit.optional_imports import import_optional
 from deploykit.spec import ModelSpec
 from deploykit.tensorrt_flavour import (
     TITLES,
@@ -101,9 +101,13 @@ def build_engine(
     module = load_flavour(options.flavour)
     check_flags(options.flags, options.flavour, module, options.timing_cache is not None)
     kernels: tuple[PluginKernel, ...] = ()
-    # A TensorRT-RTX engine is compiled for the GPU that loads it, whichever one is here.
+    # A TensorRT-RTX engine is compiled for the GPU that loads it, whichever one is here, and of
+    # nodes of our own domain it takes the bodies.
     device = build_device() if options.flavour == "tensorrt" else None
-    if device is not None:
+    if device is not None and has_seam_nodes(model):
+        import_optional("torch", "export", "Putting our plugins into a graph")
+        from deploykit.exporters.tensorrt.plugin_graph import with_plugins
+
         portable = options.flags.hardware_compatible
         model, kernels = with_plugins(model, module, None if portable else device)
     graph = bare_graph(model)

@@ -134,6 +134,11 @@ class NodeReport:
         return self._remedy(_place_of(node).operator) if node is not None else ""
 
 
+def has_seam_nodes(model: onnx.ModelProto) -> bool:
+    """Return whether a graph has nodes of our own domain."""
+    return any(node.domain == SEAM_DOMAIN for node in _all_nodes(model.graph.node))
+
+
 def _all_nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     for node in nodes:
         yield node

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from engine_graphs import BODY, DYNAMIC, STATIC, detector_graph, detector_spec, parse
+from engine_graphs import BODY, DYNAMIC, STATIC, detector_graph, detector_spec, parse, write_onnx
 
 from deploykit.engine_spec import BuildFlags, TensorInfo, engine_spec_path, write_engine
 from deploykit.errors import ExportError, MissingDependencyError, UsageError
@@ -312,6 +312,50 @@ def test_engines_of_another_gpu_or_driver_are_not_taken_from_the_cache(
         monkeypatch.setattr(builder, "build_device", lambda facts=facts: BuildDevice(**facts))
         cached.append(build_engine(detector_graph(), detector_spec(), options).cached is not None)
     assert cached == [False, True, False]
+
+
+def test_nodes_of_the_seam_become_plugins(rtx: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    """TensorRT-RTX stands in for TensorRT, and knows no plugins: it names the first one."""
+    graph = parse(
+        """g (uint8[2,64,96,3] images) => (int64[2,9] keep) {
+          pixels = Cast <to = 1> (images)
+          box_shape = Constant <value = int64[3] {2, -1, 4}> ()
+          boxes = Reshape (pixels, box_shape)
+          last = Constant <value = int64[1] {2}> ()
+          scores = ReduceMean <keepdims = 0> (boxes, last)
+          labels = Cast <to = 7> (scores)
+          keep = deploykit.BatchedNMS <iou_threshold = 0.5, max_out = 9> (boxes, scores, labels)
+        }""",
+        '"": 18, "deploykit": 1',
+    )
+    registered: list[Any] = []
+    monkeypatch.setattr(builder, "load_flavour", lambda name: rtx)
+    device = BuildDevice("NVIDIA RTX A4000", "8.6", "13.0")
+    monkeypatch.setattr(builder, "build_device", lambda: device)
+    monkeypatch.setattr(
+        "deploykit.exporters.tensorrt.plugin_graph.register_plugins",
+        lambda module, capability: registered.append(capability),
+    )
+    for flags in (BuildFlags(), BuildFlags(hardware_compatible=True)):
+        with pytest.raises(ExportError, match="TensorRT cannot build deploykit::NmsSort"):
+            build_engine(graph, detector_spec(), BuildOptions("tensorrt", flags))
+    assert registered == [(8, 6), None]
+
+
+def test_an_onnx_file_is_built_without_torch(rtx: ModuleType, tmp_path: Path):
+    source = write_onnx(tmp_path / "model.onnx", detector_graph(), detector_spec())
+    program = f"""
+        import sys
+        sys.modules["torch"] = None
+        from deploykit import cli
+        sys.exit(cli.main(["convert", {str(source)!r}, "--to", "tensorrt", "--flavour", "rtx"]))
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == b""
+    assert (tmp_path / "model.engine.json").is_file()
 
 
 class TestFlags:
