@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+from fake_cuda import FakeDevice
 
 from deploykit.engine_spec import EngineSpec, write_engine
 from deploykit.exporters.tensorrt.builder import BuildOptions, BuiltEngine, build_engine
@@ -39,3 +40,11 @@ def write_rtx_engine(tmp_path: Path, write_onnx: Callable[..., Path]) -> Callabl
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture(params=range(3))
+def device(request: pytest.FixtureRequest) -> Iterator[FakeDevice]:
+    """A device that must be left clean."""
+    device = FakeDevice(request.param)
+    yield device
+    device.check_all_given_back()
