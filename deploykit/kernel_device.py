@@ -98,6 +98,35 @@ class KernelDevice:
             stream, arguments = self._stream.handle, ctypes.addressof(places)
             call("cuLaunchKernel", function, *grid, *block, 0, stream, arguments, 0)
 
+    def record(self, run: Callable[[], Any]) -> Callable[[], None]:
+        """Record launches as a CUDA graph, as an engine replays them.
+
+        Args:
+            run: Launches kernels; it is called once before, so that they are loaded.
+
+        Returns:
+            A function that launches the graph.
+        """
+        run()
+        with self.gpu.activated():
+            self._stream.synchronize()
+            self._stream.begin_capture()
+            try:
+                run()
+            finally:
+                graph = self._stream.end_capture()
+
+        def replay() -> None:
+            with self.gpu.activated():
+                graph.launch(self._stream.handle)
+
+        return replay
+
+    def synchronize(self) -> None:
+        """Wait for what was launched."""
+        with self.gpu.activated():
+            self._stream.synchronize()
+
     def time(self, run: Callable[[], None], repeats: int) -> list[float]:
         """Time launches by events on the stream, each repetition alone.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from deploykit import benchmark_nms
 from deploykit.kernel_device import KernelDevice
 from deploykit.plugins_trt import kernel_chain, nms_kernels
 from deploykit.plugins_trt.host_emulation import HostDevice
@@ -67,6 +68,9 @@ def main(folder: Path) -> None:
         device.download(found), batched_nms(boxes, scores, labels, 0.5, 20)
     )
     assert seen == 2 * ["nms_sort", "nms_gather", "nms_mask", "nms_scan"]
+
+    stages = benchmark_nms._stages(device, scratch, 300, 0.5, 20)
+    assert stages == dict.fromkeys(list(KERNELS)[:4], 1.0 / 20)
 
     features = [rng.normal(size=(2, 3, 16 >> i, 20 >> i)).astype(np.float32) for i in range(2)]
     rois = np.float32([[0, 1, 2, 30, 40], [1, 5, 5, 60, 50]])
