@@ -7,6 +7,7 @@ checked, and that all is given back. No GPU is involved, and TensorRT runs no en
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,18 +84,42 @@ def test_on_a_stand_in_for_the_driver(
     )
 
 
-def test_a_driver_without_gpu(
-    driver: Path, write_rtx_engine: Callable[..., Path], image_folder: Path
-) -> None:
-    engine = write_rtx_engine()
+def refusal(engine: Path, images: Path, driver: Path, **environment: str) -> str:
+    """Return the one line that the command ends with, after exit code 2."""
     result = subprocess.run(
-        [sys.executable, "-m", "deploykit", "detect", str(engine), str(image_folder)],
-        env={**os.environ, "LD_LIBRARY_PATH": str(driver), "FAKE_CUDA_DEVICES": "0"},
+        [sys.executable, "-m", "deploykit", "detect", str(engine), str(images)],
+        env={**os.environ, "LD_LIBRARY_PATH": str(driver), **environment},
         capture_output=True,
         text=True,
         timeout=120,
         cwd=engine.parent,
     )
-    assert result.returncode == 2
+    assert result.returncode == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_a_driver_without_gpu(
+    driver: Path, write_rtx_engine: Callable[..., Path], image_folder: Path
+) -> None:
+    line = refusal(write_rtx_engine(), image_folder, driver, FAKE_CUDA_DEVICES="0")
     assert "the NVIDIA driver sees none" in line and "CUDA_ERROR_NO_DEVICE" in line
+
+
+@pytest.mark.parametrize(
+    ("described", "built", "here"),
+    [
+        ({"compute_capability": "9.0", "device_name": "NVIDIA H100"}, "H100 with .*9.0", "8.6"),
+        ({"driver_version": "14.1"}, "CUDA 14.1", "CUDA 13.2"),
+    ],
+)
+def test_another_gpu_or_driver(
+    driver: Path,
+    write_rtx_engine: Callable[..., Path],
+    image_folder: Path,
+    described: dict[str, str],
+    built: str,
+    here: str,
+) -> None:
+    line = refusal(write_rtx_engine(described=described), image_folder, driver)
+    assert re.search(built, line) and here in line and "deploykit convert" in line
