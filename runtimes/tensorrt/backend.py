@@ -22,6 +22,7 @@ from deploykit.runtimes.tensorrt.engine_checks import check_device, check_tensor
 from deploykit.runtimes.tensorrt.session import EngineSession, SessionOptions
 from deploykit.tensorrt_flavour import FLAVOURS, load_flavour
 
+_NAMES = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
 _IMAGES, _IMAGE_SIZES, _PROPOSALS = "images", "image_sizes", "proposals"
 
 
@@ -46,12 +47,10 @@ class TensorRTBackend:
     Raises:
         BackendError: The engine is damaged or does not fit the installed TensorRT, the GPU or the
             driver, or there is none of them.
-        SpecError: The engine has no spec.
+        SpecError: The engine has no spec, or one of a flavour that is not known.
         MissingDependencyError: TensorRT or cuda-bindings is not installed.
         UsageError: Options that make no sense.
     """
-
-    name = "tensorrt"
 
     def __init__(
         self,
@@ -71,6 +70,7 @@ class TensorRTBackend:
         self.path = Path(path)
         self.engine_spec, plan = read_engine(self.path)
         self.spec = self.engine_spec.model
+        self.name = _NAMES.get(self.engine_spec.flavour, "")
         kernels = None if kernel_cache is None else Path(kernel_cache)
         gpu, engine = _load(self.engine_spec, plan, self.path, index, kernels)
         self.device = f"cuda:{index}"

@@ -62,6 +62,7 @@ def check_detector(engine: Path, graph: Path, images: Path) -> None:
     pictures = [read_image(path) for path in sorted(images.glob("*.png"))]
     with Detector(engine) as ours, Detector(graph) as theirs:
         assert isinstance(ours.backend, Backend) and ours.backend.device == "cuda:0"
+        assert ours.backend.name == "tensorrt-rtx"
         for repeat in range(3):
             assert ours(pictures) == theirs(pictures), repeat
             for picture in pictures[:5]:
