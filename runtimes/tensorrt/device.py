@@ -225,13 +225,14 @@ class Engine(Protocol):
     tensors: tuple[EngineTensor, ...]
     scratch_bytes: int
 
-    def create_context(self, scratch: Memory, *, for_graph: bool) -> ExecutionContext:
+    def create_context(self, scratch: Memory, stream: int, *, for_graph: bool) -> ExecutionContext:
         """Return a context that works in ``scratch``.
 
         Contexts may share ``scratch`` if their work is on one stream.
 
         Args:
             scratch: At least ``scratch_bytes``; it outlives the context.
+            stream: The stream of its work.
             for_graph: Whether it is going to be captured: then it runs one shape many times.
         """
         ...

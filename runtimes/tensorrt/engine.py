@@ -113,8 +113,8 @@ class TensorRTEngine:
             ) from None
         return np.dtype(scalar)
 
-    def create_context(self, scratch: Memory, *, for_graph: bool) -> TensorRTContext:
-        """Return a context that works in ``scratch``."""
+    def create_context(self, scratch: Memory, stream: int, *, for_graph: bool) -> TensorRTContext:
+        """Return a context that works in ``scratch``, on ``stream``."""
         trt = self._trt
         by_user = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         # Engines make contexts one at a time.
@@ -137,7 +137,9 @@ class TensorRTEngine:
                 f"{_reason(log.errors)}"
             )
         context.set_device_memory(scratch.address, scratch.nbytes)
-        return TensorRTContext(trt, context, self._title)
+        made = TensorRTContext(trt, context, self._title)
+        made.choose_profile(stream)
+        return made
 
     def free(self) -> None:
         """Keep the kernels it compiled; drop it and its runtime, which frees its weights."""
@@ -159,6 +161,11 @@ class TensorRTContext:
         self._trt = trt
         self._context = context
         self._title = title
+
+    def choose_profile(self, stream: int) -> None:
+        """Choose the only profile, where TensorRT has not done so itself."""
+        if self._context.active_optimization_profile != 0:
+            self._check("set_optimization_profile_async", 0, stream)
 
     def set_shape(self, name: str, shape: Shape) -> None:
         """Set the shape of an input."""

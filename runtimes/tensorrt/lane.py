@@ -310,7 +310,8 @@ class Lane:
             self._runs.popitem()[1].free()
 
     def _new_context(self, *, for_graph: bool) -> ExecutionContext:
-        return self._engine.create_context(self._scratch, for_graph=for_graph)
+        stream = self._stream.handle
+        return self._engine.create_context(self._scratch, stream, for_graph=for_graph)
 
     def _context_for_all(self) -> ExecutionContext:
         if self._shared_context is None:

@@ -160,8 +160,9 @@ def check_device_arrays(engine: Path, graph: Path, images: Path) -> None:
 
 
 def check_other_flavour(engine: Path, graph: Path, images: Path) -> None:
-    """TensorRT has no ``DynamicShapesKernelSpecializationStrategy`` and no engine validity."""
+    """TensorRT has no ``DynamicShapesKernelSpecializationStrategy``; a profile may be to choose."""
     del fake_tensorrt_runtime.trt.DynamicShapesKernelSpecializationStrategy
+    fake_tensorrt_runtime.PROFILES_ARE_CHOSEN_LATE = True
     check_backend(engine, graph, images)
 
 

@@ -113,7 +113,7 @@ class FakeEngine(Counted):
         self.tensors = tensors
         self.function = function
 
-    def create_context(self, scratch: FakeMemory, *, for_graph: bool) -> FakeContext:
+    def create_context(self, scratch: FakeMemory, stream: int, *, for_graph: bool) -> FakeContext:
         self.device.enter("create_context")
         self.use("create_context")
         return FakeContext(self, scratch, for_graph)

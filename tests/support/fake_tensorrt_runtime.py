@@ -24,6 +24,8 @@ GENUINE = {
     for name in ("Runtime", "ICudaEngine", "IExecutionContext", "IRuntimeCache")
 }
 SCRATCH = 4096
+# Whether contexts start without an optimisation profile.
+PROFILES_ARE_CHOSEN_LATE = False
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _DTYPES = {
     "tensor(uint8)": trt.DataType.UINT8,
@@ -172,7 +174,13 @@ class Context(_Like):
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._scratch = False
+        self.active_optimization_profile = -1 if PROFILES_ARE_CHOSEN_LATE else 0
         self._kept: list[Any] = []
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert profile_index == 0 and stream_handle > 2 and not self._shapes
+        self.active_optimization_profile = 0
+        return True
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory % 256 == 0 and size >= SCRATCH
@@ -194,6 +202,7 @@ class Context(_Like):
         return trt.Dims([self._shapes["images"][0], *shape[1:]])
 
     def execute_async_v3(self, stream_handle: int) -> bool:
+        assert self.active_optimization_profile == 0
         assert self._scratch and set(self._addresses) == set(self._engine._all)
         assert set(self._shapes) == set(self._engine._inputs)
         shapes, addresses = dict(self._shapes), dict(self._addresses)

@@ -27,6 +27,8 @@ NAMES = {
         "create_execution_context",
     ),
     "IExecutionContext": (
+        "active_optimization_profile",
+        "set_optimization_profile_async",
         "set_device_memory",
         "set_input_shape",
         "set_tensor_address",
