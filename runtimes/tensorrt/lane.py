@@ -75,13 +75,15 @@ class GraphSwitch:
 class _Run:
     """An execution context that is set up for certain shapes.
 
-    ``in_place`` names the inputs that are read where the caller has them, not in the input block.
+    ``in_place`` holds the addresses of inputs that are read where the caller has them, not in the
+    input block.
     """
 
+    key: RunKey
     context: ExecutionContext
     inputs: Layout
     outputs: Layout
-    in_place: frozenset[str] = frozenset()
+    in_place: Mapping[str, int]
     has_run: bool = False
     graph: Graph | None = None
 
@@ -110,6 +112,7 @@ class Lane:
         self._runs: OrderedDict[RunKey, _Run] = OrderedDict()
         self._seen: OrderedDict[RunKey, None] = OrderedDict()
         self._shared_context: ExecutionContext | None = None
+        self._latest: _Run | None = None  # what the shared context is set up for
         self._pinned_is_read = False
         with device.activated():
             self._stream = device.create_stream()
@@ -227,15 +230,16 @@ class Lane:
         """Queue the inputs and the inference; the outputs are then in ``self._outputs``."""
         self._wait_for_producers(feeds.values(), stream)
         in_place = {} if self._graphs.enabled else _usable_in_place(feeds, shapes)
-        run = self._set_up(shapes, in_place)
+        key = shapes.inputs
+        run = self._find(key, in_place) or self._set_up(key, in_place)
         self._load(run, shapes.rows, feeds)
-        if run.graph is None and run.has_run and self._is_kept(shapes, run):
+        if run.graph is None and run.has_run and self._is_kept(run):
             self._capture(run)
             if run.graph is None:
                 # Nobody knows what state the failure left the context in.
                 self._wait()
                 self._drop_runs()
-                run = self._set_up(shapes, {})
+                run = self._set_up(key, {})
         if run.graph is not None:
             run.graph.launch(self._stream.handle)
         else:
@@ -256,13 +260,19 @@ class Lane:
             self._event.record(producer)
             self._device.wait(self._stream.handle, self._event)
 
-    def _set_up(self, shapes: RunShapes, in_place: Mapping[str, DeviceInput]) -> _Run:
-        """Return a run for these shapes, with all addresses set."""
-        key = shapes.inputs
+    def _find(self, key: RunKey, in_place: Mapping[str, int]) -> _Run | None:
+        """Return a run that is set up already."""
         kept = self._runs.get(key)
         if kept is not None:
             self._runs.move_to_end(key)
             return kept
+        latest = self._latest
+        if self._graphs.enabled or latest is None or latest.key != key:
+            return None
+        return latest if latest.in_place == in_place else None
+
+    def _set_up(self, key: RunKey, in_place: Mapping[str, int]) -> _Run:
+        """Return a new run for these shapes, with all addresses set."""
         inputs = Layout()
         for name, shape in key:
             inputs.add(name, shape, self._dtypes[name])
@@ -276,14 +286,14 @@ class Lane:
             outputs.add(name, context.shape(name), self._dtypes[name])
         self._make_room(self._outputs, outputs)
         for name, slot in inputs.slots.items():
-            array = in_place.get(name)
-            address = self._inputs.address + slot.offset if array is None else array.address
-            context.set_address(name, address)
+            context.set_address(name, in_place.get(name, self._inputs.address + slot.offset))
         for name, slot in outputs.slots.items():
             context.set_address(name, self._outputs.address + slot.offset)
-        run = _Run(context, inputs, outputs, frozenset(in_place))
+        run = _Run(key, context, inputs, outputs, in_place)
         if keep:
             self._keep(key, run)
+        else:
+            self._latest = run
         return run
 
     def _comes_back(self, key: RunKey) -> bool:
@@ -302,8 +312,8 @@ class Lane:
             self._runs.popitem(last=False)[1].free()
         self._runs[key] = run
 
-    def _is_kept(self, shapes: RunShapes, run: _Run) -> bool:
-        return self._graphs.enabled and self._runs.get(shapes.inputs) is run
+    def _is_kept(self, run: _Run) -> bool:
+        return self._graphs.enabled and self._runs.get(run.key) is run
 
     def _drop_runs(self) -> None:
         while self._runs:
@@ -323,6 +333,7 @@ class Lane:
         if layout.nbytes > staging.capacity:
             self._wait()
             self._drop_runs()
+            self._latest = None
             staging.grow(layout.nbytes)
 
     def _load(self, run: _Run, rows: int, feeds: Mapping[str, Feed]) -> None:
@@ -368,10 +379,10 @@ class Lane:
             self._graphs.turn_off(str(error))
 
 
-def _usable_in_place(feeds: Mapping[str, Feed], shapes: RunShapes) -> dict[str, DeviceInput]:
-    """Return the feeds that the engine can read where they are."""
+def _usable_in_place(feeds: Mapping[str, Feed], shapes: RunShapes) -> dict[str, int]:
+    """Return the addresses of the feeds that the engine can read where they are."""
     return {
-        name: feed
+        name: feed.address
         for name, feed in feeds.items()
         if isinstance(feed, DeviceInput)
         and feed.address % ALIGNMENT == 0
