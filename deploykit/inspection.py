@@ -62,14 +62,17 @@ class Inspection:
         return dataclasses.asdict(self)
 
 
-def inspect_model(path: str | os.PathLike[str]) -> Inspection:
+def inspect_model(path: str | os.PathLike[str], fit: str | None = None) -> Inspection:
     """Look into a model file without running it.
 
     Args:
         path: A checkpoint (``.pth``, ``.pt``), an ``.onnx`` or an ``.engine`` file.
+        fit: Also say how the weights of a checkpoint fit a model: that of this config file or
+            recipe, or of the checkpoint's own config if it is empty.
 
     Raises:
-        UsageError: The suffix is unknown.
+        UsageError: The suffix is unknown, or ``fit`` was asked for a file that is no checkpoint.
+        ConfigError: There is no config to compare with, or it cannot be built.
         CheckpointError: The checkpoint is missing or damaged.
         BackendError: The ONNX file or the engine is missing or damaged.
         SpecError: The engine has no spec beside it, or a damaged one.
@@ -77,7 +80,9 @@ def inspect_model(path: str | os.PathLike[str]) -> Inspection:
     file = Path(path)
     suffix = file.suffix.lower()
     if suffix in (".pth", ".pt"):
-        return _inspect_checkpoint(file)
+        return _inspect_checkpoint(file, fit)
+    if fit is not None:
+        raise UsageError(f"only the weights of a checkpoint (.pth) can be fitted, not {path}")
     if suffix == ".onnx":
         return _inspect_onnx(file)
     if suffix == ".engine":
@@ -85,7 +90,7 @@ def inspect_model(path: str | os.PathLike[str]) -> Inspection:
     raise UsageError(f"cannot tell what '{path}' is; expected a .pth, .pt, .onnx or .engine file")
 
 
-def _inspect_checkpoint(file: Path) -> Inspection:
+def _inspect_checkpoint(file: Path, fit: str | None) -> Inspection:
     import_optional("torch", "train", "Inspecting a checkpoint")
     from deploykit.training.checkpoint import read_checkpoint, weights_of
 
@@ -112,21 +117,45 @@ def _inspect_checkpoint(file: Path) -> Inspection:
             "tensors": len(weights),
             "dtypes": _dtypes(weights),
             "contents": sorted(str(key) for key in checkpoint),
-        },
+        }
+        | ({} if fit is None else _fit_facts(file, fit, meta, weights)),
     )
+
+
+def _fit_facts(
+    file: Path, config: str, meta: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Say how weights fit the model of a config, with the names of those that do not."""
+    import torch
+
+    from deploykit.training.model_spec import config_for
+    from deploykit.training.models import build_detector
+    from deploykit.training.weight_fit import weight_fit
+
+    with torch.device("meta"):
+        model = build_detector(config_for(config or None, meta, file)["model"])
+    found = weight_fit(model, weights)
+    if found.exact:
+        return {"fit": f"all {found.fitting} tensors have the names and shapes of the model"}
+    return {
+        "fit": f"{found.fitting} tensors have the names and shapes of the model",
+        f"missing ({len(found.missing)})": list(found.missing_groups),
+        f"unexpected ({len(found.unexpected)})": list(found.unexpected_groups),
+        f"of another shape ({len(found.mismatched)})": list(found.mismatched),
+    }
 
 
 def _checkpoint_spec(file: Path, meta: Mapping[str, Any]) -> tuple[ModelSpec | None, str]:
     """Return the spec in a checkpoint, or the one that its config implies, or why there is none."""
-    from deploykit.training.config import Config
+    from deploykit.training.checkpoint_config import stored_config
     from deploykit.training.model_spec import class_names, spec_from_config
 
-    stored, text = meta.get(METADATA_KEY), meta.get("cfg", meta.get("config"))
+    stored = meta.get(METADATA_KEY)
     try:
         if isinstance(stored, str):
             return ModelSpec.from_json(stored, str(file)), ""
-        if isinstance(text, str):
-            config = Config.from_text(text, filename=f"{file} (meta)")
+        config = stored_config(meta, str(file))
+        if config is not None:
             return spec_from_config(config, *class_names(config, meta)), ""
     except (SpecError, ConfigError) as error:
         return None, str(error)

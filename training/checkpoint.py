@@ -9,8 +9,8 @@ project find their way in the files of the other:
 - ``ema_state_dict``: the weights that the optimizer steps on, when EMA is on;
 - ``optimizer``, ``param_schedulers``, ``rng`` and other state of the training run.
 
-Only plain types are written, and only plain types are unpickled: a checkpoint from a stranger
-cannot run code.
+Only plain types are written. Read are plain types and the objects of MMEngine and numpy that its
+``Runner`` leaves in a file, as inert stand-ins: a checkpoint from a stranger cannot run code.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from deploykit.atomic_file import atomic_path
 from deploykit.errors import CheckpointError
+from deploykit.inert_pickle import NUMPY, InertObject, name_of_attribute
 
 _PLAIN_SCALARS = (str, bytes, int, float, bool, type(None), torch.dtype, torch.Size)
 _ARCHIVE_ERRORS = (
@@ -44,6 +46,21 @@ _ARCHIVE_ERRORS = (
     ValueError,
 )
 
+# Objects that MMEngine and MMCV put into checkpoints, by their full names. ``getattr`` is how a
+# HistoryBuffer names its own methods.
+_STAND_INS: tuple[tuple[Any, str], ...] = (
+    *((stand_in, ".".join(name)) for name, stand_in in NUMPY.items()),
+    (name_of_attribute, "builtins.getattr"),
+    (InertObject, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (InertObject, "mmengine.logging.message_hub.MessageHub"),
+    (InertObject, "mmengine.config.config.Config"),
+    (InertObject, "mmcv.utils.config.Config"),
+    (dict, "mmengine.config.config.ConfigDict"),
+    (dict, "mmcv.utils.config.ConfigDict"),
+    (dict, "addict.addict.Dict"),
+)
+_stand_ins_lock = Lock()  # torch keeps the list of what may be unpickled in a global
+
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without executing anything in it.
@@ -55,7 +72,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         path: A ``.pth`` file written by deploykit, MMEngine or plain ``torch.save``.
 
     Returns:
-        The dict in the file. Tensors are on the CPU.
+        The dict in the file. Tensors are on the CPU; numbers of numpy are Python's, MMEngine's
+        objects are dicts of their attributes.
 
     Raises:
         CheckpointError: There is no such file, it is damaged, it holds classes that are not on the
@@ -69,7 +87,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{file}: the checkpoint is empty; use another one")
     _check_archive(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with _stand_ins_lock, torch.serialization.safe_globals(list(_STAND_INS)):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler on damaged bytes can raise nearly anything
         raise CheckpointError(f"{file}: {_reason(error)}") from error
     if not isinstance(content, Mapping):
@@ -104,7 +123,7 @@ def weights_of(checkpoint: Mapping[str, Any], source: str = "the checkpoint") ->
 
     Args:
         checkpoint: What ``read_checkpoint`` returned: a dict with ``state_dict``, or a bare dict of
-            tensors as torchvision publishes them.
+            tensors as torchvision publishes them. With EMA, ``state_dict`` holds the averages.
         source: Where it came from, for messages.
 
     Returns:
@@ -114,7 +133,9 @@ def weights_of(checkpoint: Mapping[str, Any], source: str = "the checkpoint") ->
     Raises:
         CheckpointError: There are no weights in it.
     """
-    weights = checkpoint.get("state_dict", checkpoint)
+    weights = checkpoint.get("state_dict")
+    if weights is None:
+        weights = _averages(checkpoint.get("ema_state_dict")) or checkpoint
     if not isinstance(weights, Mapping) or not weights:
         raise CheckpointError(f"{source}: no weights found; expected a non-empty 'state_dict'")
     strangers = [name for name, value in weights.items() if not isinstance(value, Tensor)]
@@ -127,12 +148,24 @@ def weights_of(checkpoint: Mapping[str, Any], source: str = "the checkpoint") ->
     return {name[7:] if prefixed else name: value for name, value in weights.items()}
 
 
+def _averages(averaged: Any) -> dict[str, Any]:
+    """Return the weights of an averaged model without its counter of steps."""
+    if not isinstance(averaged, Mapping):
+        return {}
+    return {name: value for name, value in averaged.items() if name != "steps"}
+
+
 def _check_archive(file: Path) -> None:
     with file.open("rb") as stream:
         if stream.read(2) != b"PK":
             return  # torch's older format; the unpickler judges it
     try:
         with zipfile.ZipFile(file) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise CheckpointError(
+                    f"{file}: this is a TorchScript program, not a checkpoint; give the .pth file "
+                    "of its weights"
+                )
             damaged = archive.testzip()
     except _ARCHIVE_ERRORS as error:
         raise CheckpointError(
@@ -153,6 +186,9 @@ def _reason(error: Exception) -> str:
             f"the checkpoint holds a {refused.group(1)} object, which is not on the list of types "
             "that are safe to read; save it again with tensors and plain types only"
         )
+    refused = re.search(r"it holds ([^\n]+)", str(error))  # the words of our stand-ins
+    if refused:
+        return f"the checkpoint holds {refused.group(1)}, which is not safe to read, or is damaged"
     if isinstance(error, (pickle.UnpicklingError, KeyError, EOFError)):
         return "this is not a PyTorch checkpoint, or it is damaged; give a .pth file"
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no details"

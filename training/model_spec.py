@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deploykit import __version__
-from deploykit.errors import CheckpointError, ConfigError
+from deploykit.errors import ConfigError
 from deploykit.spec import ModelSpec, OutputSpec
 from deploykit.training.checkpoint import read_checkpoint, weights_of
 from deploykit.training.input_spec import (
@@ -22,6 +22,7 @@ from deploykit.training.input_spec import (
     input_spec_from_config,
     model_config,
 )
+from deploykit.training.weight_fit import load_weights
 
 if TYPE_CHECKING:
     from deploykit.training.config import Config
@@ -93,6 +94,7 @@ def load_model(
     config: Config | str | os.PathLike[str] | None = None,
     device: torch.device | str = "cpu",
     test_options: Mapping[str, float] | None = None,
+    allow_mismatch: bool = False,
 ) -> LoadedModel:
     """Build the model of a checkpoint and load its weights, all of them.
 
@@ -107,10 +109,12 @@ def load_model(
         device: Where the model goes.
         test_options: Replacements for ``nms_pre``, ``score_thr`` and ``max_per_img`` of the
             config's ``model.test_cfg``.
+        allow_mismatch: Accept weights that are not those of the model: what fits by name and shape
+            is loaded, the rest is logged as a warning and stays random.
 
     Raises:
         CheckpointError: The file cannot be read, or its weights are not those of the model: the
-            message lists the names that are missing, unexpected or of another shape.
+            message names what is missing, unexpected or of another shape.
         ConfigError: There is no config, or it cannot be built.
     """
     from deploykit.training.models import build_detector
@@ -119,13 +123,13 @@ def load_model(
     checkpoint = read_checkpoint(path)
     meta = checkpoint.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
-    resolved = _resolve_config(config, meta, path)
+    resolved = config_for(config, meta, path)
     if test_options:
         resolved = _with_test_options(resolved, test_options)
     classes, palette = class_names(resolved, meta)
     spec = spec_from_config(resolved, classes, palette)
     model = build_detector(resolved["model"])
-    _load_weights(model, weights_of(checkpoint, str(path)), path)
+    load_weights(model, weights_of(checkpoint, str(path)), str(path), allow_mismatch)
     return LoadedModel(model.to(device).eval(), spec, resolved)
 
 
@@ -219,20 +223,30 @@ def class_names(
     )
 
 
-def _resolve_config(
+def config_for(
     config: Config | str | os.PathLike[str] | None, meta: Mapping[str, Any], path: Path
 ) -> Config:
+    """Return the config that a checkpoint is built from.
+
+    Args:
+        config: The one that was asked for, if any: a config, its path, or the name of a recipe.
+        meta: The ``meta`` of the checkpoint.
+        path: The checkpoint, for messages.
+
+    Raises:
+        ConfigError: There is none, or it cannot be read.
+    """
+    from deploykit.training.checkpoint_config import migrated, stored_config
     from deploykit.training.config import Config, load_config
     from deploykit.training.recipes import find_config
 
     if isinstance(config, Config):
-        return config
+        return migrated(config)
     if config is not None:
-        return load_config(find_config(config))
-    for key in ("cfg", "config"):  # MMEngine's name, and MMDetection 2.x's
-        text = meta.get(key)
-        if isinstance(text, str) and text.strip():
-            return Config.from_text(text, filename=f"{path} (meta.{key})")
+        return migrated(load_config(find_config(config)))
+    stored = stored_config(meta, str(path))
+    if stored is not None:
+        return stored
     raise ConfigError(
         f"{path} holds no config; give one with --config (a file or the name of a shipped recipe) "
         "to 'deploykit convert': what it writes needs none"
@@ -257,33 +271,6 @@ def _with_test_options(config: Config, options: Mapping[str, float]) -> Config:
 def _last_stage(test_cfg: Mapping[str, Any]) -> Any:
     """Return the part of a test config that decides on the final detections."""
     return test_cfg.get("rcnn") or test_cfg.get("rpn") or test_cfg
-
-
-def _load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
-    expected = model.state_dict()
-    # MMDetection 2.x kept the averaged weights as flat buffers beside the ones it swapped them for.
-    averages = {f"ema_{name.replace('.', '_')}" for name in expected}
-    weights = {name: value for name, value in weights.items() if name not in averages}
-    problems = {
-        "missing": [name for name in expected if name not in weights],
-        "unexpected": [name for name in weights if name not in expected],
-        "of another shape": [
-            f"{name} {list(weights[name].shape)} instead of {list(value.shape)}"
-            for name, value in expected.items()
-            if name in weights and weights[name].shape != value.shape
-        ],
-    }
-    if any(problems.values()):
-        details = "; ".join(
-            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-            for kind, names in problems.items()
-            if names
-        )
-        raise CheckpointError(
-            f"{path} does not fit the model of the config: {details}. "
-            "Use the config that it was trained with"
-        )
-    model.load_state_dict(dict(weights))
 
 
 def _palette(palette: object, count: int) -> tuple[tuple[int, int, int], ...]:

@@ -19,6 +19,7 @@ SUMMARY = (
 EXAMPLES = (
     "deploykit inspect model.onnx",
     "deploykit inspect model.pth",
+    "deploykit inspect model.pth --fit",
     "deploykit inspect model.engine",
     "deploykit inspect model.onnx --json",
 )
@@ -28,6 +29,14 @@ _SHOWN_CLASSES = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a .pth, .onnx or .engine file")
+    parser.add_argument(
+        "--fit",
+        nargs="?",
+        const="",
+        metavar="CONFIG",
+        help="list the weights of a .pth that a model lacks, or has not, or has in another shape: "
+        "that of a config or recipe, by default of the config in the file",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
@@ -40,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     from deploykit.inspection import inspect_model
 
-    found = inspect_model(args.file)
+    found = inspect_model(args.file, args.fit)
     if args.json:
         print(json.dumps(found.to_dict(), indent=2))
         return 0

@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write what is found as region proposals (.pkl, .npz) for Fast R-CNN",
     )
     parser.add_argument("--classwise", action="store_true", help="also measure every class")
+    parser.add_argument(
+        "--allow-mismatch",
+        action="store_true",
+        help="accept a .pth whose weights fit the model only in part; the rest stays random",
+    )
     parser.add_argument("--data-root", metavar="DIR", help="folder of the data set")
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="a.b.0.c=VALUE"
@@ -110,24 +115,27 @@ def run(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> Config:
     from deploykit.training.checkpoint import read_checkpoint
-    from deploykit.training.config import Config, load_config
+    from deploykit.training.checkpoint_config import migrated, stored_config
+    from deploykit.training.config import load_config
     from deploykit.training.engine.overrides import with_data_root
     from deploykit.training.recipes import find_config
 
     if args.config is not None:
-        config = load_config(find_config(args.config), args.cfg_options)
+        config = migrated(load_config(find_config(args.config), args.cfg_options))
     elif args.model.suffix.lower() != ".pth":
         raise UsageError(
             f"{args.model} carries no config; name the data set: deploykit test CONFIG {args.model}"
         )
     else:
         meta = read_checkpoint(args.model).get("meta")
-        text = meta.get("cfg") if isinstance(meta, dict) else None
-        if not isinstance(text, str):
+        stored = stored_config(
+            meta if isinstance(meta, dict) else {}, str(args.model), args.cfg_options
+        )
+        if stored is None:
             raise ConfigError(
                 f"{args.model} carries no config; give one: deploykit test CONFIG {args.model}"
             )
-        config = Config.from_text(text, f"{args.model} (meta.cfg)", args.cfg_options)
+        config = stored
     return config if args.data_root is None else with_data_root(config, args.data_root)
 
 
@@ -162,7 +170,7 @@ def _detector(args: argparse.Namespace, config: Config) -> Detector:
 
     backend: Backend | None = None
     if args.model.suffix.lower() == ".pth":
-        loaded = load_model(args.model, config)
+        loaded = load_model(args.model, config, allow_mismatch=args.allow_mismatch)
         backend = PyTorchBackend(
             args.model, device=args.device, num_threads=args.threads, loaded=loaded
         )
