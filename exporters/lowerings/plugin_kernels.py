@@ -162,6 +162,8 @@ def _replace(node: ir.Node, nodes: Sequence[ir.Node]) -> None:
     (output,) = node.outputs
     (result,) = nodes[-1].outputs
     result.type, result.shape, result.name = output.type, output.shape, output.name
+    for new in nodes:  # an error message of TensorRT is told its place by it
+        new.metadata_props.update(node.metadata_props)
     if node.graph is None:
         raise ExportError(f"node '{node.name}' is in no graph")
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, [output], [result])

@@ -6,6 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+from torchvision.ops.boxes import _batched_nms_vanilla as batched_nms_of_torchvision
 
 from deploykit.errors import BackendError, UsageError
 from deploykit.plugins_trt import kernel_chain, nms_kernels
@@ -85,6 +87,28 @@ def test_more_tiles_than_searches_that_run_at_once(emulated):
     np.testing.assert_array_equal(
         run(emulated(1), *scene, 0.5, 300, 256), brute_force(*scene, 0.5, 300)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("candidates", "max_out", "classes"), [(80_000, 300, 80), (10_000, 10_000, 1)]
+)
+def test_as_many_candidates_as_detectors_give(emulated, candidates, max_out, classes):
+    """All classes of 1000 proposals; and all survivors of 10,000 boxes, as torchvision gives."""
+    rng = np.random.default_rng(0)
+    middle = rng.uniform(0, 1300, (candidates // 10, 2))[
+        rng.integers(0, candidates // 10, candidates)
+    ]
+    middle += rng.normal(0, 8, (candidates, 2))
+    half = rng.uniform(10, 80, (candidates, 2))
+    boxes = np.concatenate([middle - half, middle + half], axis=1).astype(np.float32)[None]
+    scores = ((rng.permutation(candidates) + 1) / (candidates + 1)).astype(np.float32)[None]
+    labels = rng.integers(0, classes, (1, candidates))
+    found = run(emulated(1), boxes, scores, labels, 0.5, max_out)
+    tensors = (torch.from_numpy(one[0]) for one in (boxes, scores, labels))
+    expected = batched_nms_of_torchvision(*tensors, 0.5)[:max_out].numpy()
+    np.testing.assert_array_equal(found[0, : len(expected)], expected)
+    assert (found[0, len(expected) :] == -1).all()
 
 
 @pytest.mark.parametrize("candidates", [100, 2048, 2049, 5 * 2048 + 7])

@@ -156,6 +156,15 @@ def test_a_whole_detector_detects_what_it_detects_in_pytorch(emulated, detector_
     np.testing.assert_array_equal(found[3], counts)
 
 
+def test_new_nodes_know_the_place_of_the_old_one():
+    model = build_roi_align()
+    model.graph.node[0].metadata_props.add(key="module", value="roi_head.extractor")
+    (node,) = expand(model).graph.node
+    assert [(one.key, one.value) for one in node.metadata_props] == [
+        ("module", "roi_head.extractor")
+    ]
+
+
 def test_a_model_without_our_nodes_stays_as_it_is():
     model = build_nms("primitive", 0.5, 5)
     assert expand(model) is model
