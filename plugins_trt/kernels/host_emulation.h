@@ -29,7 +29,6 @@
 #define __shared__ static __attribute__((section("kernel_shared")))
 
 struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) ushort4 { unsigned short x, y, z, w; };
 struct int2 { int x, y; };
 struct Index { unsigned x, y, z; };
 

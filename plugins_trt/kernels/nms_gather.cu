@@ -3,21 +3,11 @@
 // The rank of a candidate is its place in its tile plus, for each other tile, how many candidates
 // there are better, found by binary search. Four searches run at once to hide the latency of loads.
 // Grid: (tiles * TILE / BLOCK, images). Block: BLOCK threads.
-#include "half_precision.cuh"
+#include "nms_boxes.cuh"
 #include "nms_common.cuh"
 
 constexpr int BLOCK = 256;
 constexpr int SEARCHES = 4;
-
-__device__ __forceinline__ float4 load_box(const float* boxes, long long index) {
-  return reinterpret_cast<const float4*>(boxes)[index];
-}
-
-__device__ __forceinline__ float4 load_box(const Half* boxes, long long index) {
-  const ushort4 bits = reinterpret_cast<const ushort4*>(boxes)[index];
-  return make_float4(to_float(Half{bits.x}), to_float(Half{bits.y}), to_float(Half{bits.z}),
-                     to_float(Half{bits.w}));
-}
 
 __device__ int rank_among(const Word* keys, const int* counts, int tiles, int own_tile, Word key) {
   int rank = 0;

@@ -5,7 +5,7 @@
 // further on, all columns in parallel. Candidates past the span of the matrix (rare: 4096 and more
 // looked at, fewer than MAX_OUT kept) are compared with the kept boxes directly.
 // Grid: (images). Block: BLOCK threads.
-#include "half_precision.cuh"
+#include "nms_boxes.cuh"
 #include "nms_common.cuh"
 
 constexpr int BLOCK = 512;
@@ -120,8 +120,7 @@ struct Candidates {
 
   __device__ void load(int index, float4* box, int* label) const {
     index = clamp(index, 0, count - 1);
-    const BOX* own = boxes + 4ll * index;
-    *box = make_float4(to_float(own[0]), to_float(own[1]), to_float(own[2]), to_float(own[3]));
+    *box = load_box(boxes, index);
     *label = labels[index];
   }
 };
@@ -182,12 +181,13 @@ extern "C" __global__ void __launch_bounds__(BLOCK) nms_scan(
     int candidates, int span,
     int* indices)                    // [images, MAX_OUT], -1 after the last one
 {
-  __shared__ Word matrix[BLOCK * STRIDE];
+  __shared__ float4 storage[BLOCK * STRIDE / 2];  // aligned for boxes, too
   __shared__ Word removed[WINDOW / WORD_BITS];
   __shared__ Word kept_words[CHUNK_WORDS];
   __shared__ short kept_rows[BLOCK];
   __shared__ float4 late_boxes[LATE];
   __shared__ int late_labels[LATE];
+  Word* matrix = reinterpret_cast<Word*>(storage);
   const int thread = threadIdx.x, image = blockIdx.x;
   const int count = clamp(counts[image], 0, candidates);
   const int early = min(count, span), row_words = span / WORD_BITS;
