@@ -55,7 +55,7 @@ def field(tensorrt, name, value):
     return array, tensorrt.PluginField(name, array, getattr(tensorrt.PluginFieldType, kind))
 
 
-def create(tensorrt, name):
+def create(tensorrt, name, request="STRICT_AOT"):
     creator = tensorrt.get_plugin_registry().get_creator(name, "1", "deploykit")
     kept = [field(tensorrt, *item) for item in ATTRIBUTES[name].items()]
     collection = tensorrt.PluginFieldCollection([one for _, one in kept])
@@ -64,7 +64,7 @@ def create(tensorrt, name):
         "deploykit",
         collection,
         tensorrt.TensorRTPhase.BUILD,
-        tensorrt.QuickPluginCreationRequest.STRICT_AOT,
+        getattr(tensorrt.QuickPluginCreationRequest, request),
     )
 
 
@@ -89,6 +89,14 @@ def test_attributes_survive_the_way_through_fields(tensorrt, registration, name)
     for key, value in ATTRIBUTES[name].items():
         np.testing.assert_array_equal(plugin.attrs[key], value)
         assert isinstance(plugin.attrs[key], type(value))
+
+
+@pytest.mark.parametrize("request_", ["UNKNOWN", "PREFER_JIT", "PREFER_AOT", "STRICT_AOT"])
+def test_whatever_the_network_prefers_the_kernel_is_compiled_ahead(
+    tensorrt, registration, request_
+):
+    plugin = create(tensorrt, "NmsScan", request_)
+    assert isinstance(plugin, tensorrt.IPluginV3QuickAOTBuild)
 
 
 def test_a_collection_does_not_keep_the_data_of_its_fields_alive(tensorrt):
