@@ -299,6 +299,18 @@ def test_mask_pixels_that_neither_model_is_sure_of_count_for_no_iou(fakes):
     assert "mask IoU below" in reasons(compare(*detectors, [fakes.image_of(7)], strict))
 
 
+def test_a_box_error_within_its_tolerance_is_no_error_of_the_mask(fakes):
+    # The edge of the mask lies 1e-5 px beside the centre of a column of pixels.
+    first, second = (2, 3, 5 - 2e-5, 9, 0.9, 0), (2, 3, 5 + 2e-5, 9, 0.9, 0)
+    sharp = {"columns": 2, "logit": 9.0}
+    same = compare(masked(fakes, **sharp, box=first), masked(fakes, **sharp, box=second),
+                   [fakes.image_of(7)])  # fmt: skip
+    assert same.passed and same.statistics()["pasted_mask_iou_min"] == 1.0
+    other = masked(fakes, 3, 9.0, second)
+    report = compare(masked(fakes, **sharp, box=first), other, [fakes.image_of(7)])
+    assert "pasted mask IoU" in reasons(report)
+
+
 def test_the_mask_of_the_matched_row_is_compared(fakes):
     def answers(order):
         outputs = fakes.rows_of(*[(CAT, (*DOG[:4], 0.9, 1))[i] for i in order])
