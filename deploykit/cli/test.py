@@ -117,7 +117,7 @@ def _config(args: argparse.Namespace) -> Config:
     from deploykit.training.checkpoint import read_checkpoint
     from deploykit.training.checkpoint_config import migrated, stored_config
     from deploykit.training.config import load_config
-    from deploykit.training.engine.overrides import with_data_root
+    from deploykit.training.engine.overrides import with_data_root, with_environment_data_root
     from deploykit.training.recipes import find_config
 
     if args.config is not None:
@@ -136,7 +136,9 @@ def _config(args: argparse.Namespace) -> Config:
                 f"{args.model} carries no config; give one: deploykit test CONFIG {args.model}"
             )
         config = stored
-    return config if args.data_root is None else with_data_root(config, args.data_root)
+    if args.data_root is None:
+        return with_environment_data_root(config)
+    return with_data_root(config, args.data_root)
 
 
 def _test_sections(config: Config) -> tuple[dict[str, Any], Any]:

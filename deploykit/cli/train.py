@@ -219,6 +219,8 @@ def _config(args: argparse.Namespace, stack: ExitStack) -> Config:
         config = overrides.with_drawn_data(config, _draw_data(config, stack))
     if args.data_root is not None:
         config = overrides.with_data_root(config, args.data_root)
+    elif not args.synthetic_data:
+        config = overrides.with_environment_data_root(config)
     if args.image_size is not None:
         config = overrides.with_image_size(config, args.image_size)
     if args.epochs is not None:

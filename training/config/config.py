@@ -11,6 +11,7 @@ from deploykit.errors import ConfigError
 from deploykit.training.config.dump import dump, top_level_problem
 from deploykit.training.config.limits import STEPS_PER_RESULT, Budget, EvaluationError, check_depth
 from deploykit.training.config.options import apply_options
+from deploykit.training.config.placeholders import fill_placeholders
 from deploykit.training.config.reader import Reader
 from deploykit.training.config.source import Source, read_source
 from deploykit.training.config.tracked import (
@@ -116,6 +117,7 @@ def _load(source: Source, filename: str | None, options: Options | None) -> Conf
     for key, value in values.items():
         mark = values.marks[key]
         try:
+            value = fill_placeholders(value, values, budget)
             result[key] = _plain(value, key, mark, origins, budget, 0)
         except EvaluationError as error:
             raise ConfigError(f"the value of '{key}': {error}", *mark) from None

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from deploykit.errors import ConfigError
+from deploykit.training.config import yaml_syntax
 from deploykit.training.config.dialect import RESERVED_KEYS
 from deploykit.training.config.expressions import Evaluator
 from deploykit.training.config.imports import module_path, scoped_path
@@ -62,8 +63,11 @@ class Reader:
         self._budget.spend(STEPS_PER_FILE)
         if source.path is not None:
             self._chain.append(os.path.realpath(source.path))
-        if source.path is not None and source.path.suffix.lower() == ".json":
+        suffix = "" if source.path is None else source.path.suffix.lower()
+        if suffix == ".json":
             names = Names(self._read_json(source), {})
+        elif suffix in yaml_syntax.SUFFIXES:
+            names = Names(self._read_yaml(source), {})
         else:
             names = self._read_python(source)
         if source.path is not None:
@@ -191,6 +195,16 @@ class Reader:
         expression = source.parse_expression()
         if not isinstance(expression, ast.Dict):
             raise source.error(expression, "a JSON config must be an object")
+        return self._evaluated(source, expression, evaluator)
+
+    def _read_yaml(self, source: Source) -> TrackedDict:
+        expression = yaml_syntax.yaml_expression(source, self._budget)
+        if not isinstance(expression, ast.Dict):
+            raise source.error(expression, "a YAML config must be a mapping")
+        evaluator = Evaluator(source, BaseDict(), self._budget)
+        return self._evaluated(source, expression, evaluator)
+
+    def _evaluated(self, source: Source, expression: ast.Dict, evaluator: Evaluator) -> TrackedDict:
         for key, value in zip(expression.keys, expression.values, strict=True):
             if isinstance(key, ast.Constant) and key.value == BASE_KEY:
                 evaluator.base = self._bases(source, value)

@@ -13,7 +13,7 @@ from deploykit.training.config.limits import MAX_CHARACTERS, EvaluationError
 from deploykit.training.config.templates import mask_environment
 from deploykit.training.config.tracked import Origin
 
-SUFFIXES = (".py", ".json")
+SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 
 class Source:
@@ -115,10 +115,8 @@ def read_source(path: Path) -> Source:
         ConfigError: It is missing, no regular file, too large, not UTF-8, or of an unknown kind.
     """
     label = str(path)
-    if path.suffix.lower() in (".yaml", ".yml"):
-        raise ConfigError("YAML configs are not supported; convert it to .py or .json", label)
     if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"a config ends in {' or '.join(SUFFIXES)}", label)
+        raise ConfigError(f"a config ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}", label)
     try:
         if not path.exists():
             raise ConfigError("there is no such config file", label)

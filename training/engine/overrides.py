@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from deploykit.errors import UsageError
 if TYPE_CHECKING:
     from deploykit.training.config import Config
 
+logger = logging.getLogger(__name__)
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 _SIZE_KEYS = ("img_scale", "scale", "crop_size", "size")
 _AMP = {"bf16": "bfloat16", "fp16": "float16"}
@@ -137,6 +140,36 @@ def with_data_root(config: Config, root: str | Path) -> Config:
                 break
     if "data_root" in changed:
         changed["data_root"] = new
+    return changed
+
+
+def with_environment_data_root(config: Config) -> Config:
+    """Return a config whose data lies where ``MMDET_DATASETS`` says, if that is set.
+
+    As in MMDetection, the config's own ``data_root`` is replaced in every string of the data
+    loaders and evaluators.
+    """
+    old, new = config.get("data_root"), os.environ.get("MMDET_DATASETS")
+    if not new or not isinstance(old, str) or not old:
+        return config
+    if old.endswith("/") and not new.endswith("/"):
+        new += "/"
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.replace(old, new)
+        if isinstance(value, dict):
+            return {key: moved(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(moved(entry) for entry in value)
+        return value
+
+    changed = copy.deepcopy(config)
+    for key in (*_LOADERS, *(name.replace("_dataloader", "_evaluator") for name in _LOADERS)):
+        if key in changed:
+            changed[key] = moved(changed[key])
+    changed["data_root"] = new
+    logger.info("MMDET_DATASETS is set: the data root is %s instead of %s", new, old)
     return changed
 
 

@@ -220,7 +220,7 @@ def test_the_result_does_not_depend_on_what_was_read_before(write):
             "_base_ = 'loop.py'",
             r"loop.py:1:10: the bases form a circle: child.py -> loop.py -> child.py",
         ),
-        ("_base_ = '/dev/null'", r"child.py:1:10: the base cannot be read: .*ends in .py or .json"),
+        ("_base_ = '/dev/null'", r"child.py:1:10: the base cannot be read: .*ends in .py, .json, "),
         (
             "_base_ = 'base.py'\na = _base_.modle",
             r"child.py:2:5: the dict has no key 'modle'; did you mean 'model'",

@@ -106,6 +106,22 @@ def test_data_root_moves_data_sets_and_annotation_files(recipe: Config) -> None:
         overrides.with_data_root(Config(), "x")
 
 
+@pytest.mark.parametrize("root", ["/sets", "/sets/"])
+def test_mmdet_datasets_moves_every_path(
+    recipe: Config, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    monkeypatch.delenv("MMDET_DATASETS", raising=False)
+    assert overrides.with_environment_data_root(recipe) is recipe
+    old = recipe["data_root"]
+    monkeypatch.setenv("MMDET_DATASETS", root)
+    changed = overrides.with_environment_data_root(recipe)
+    assert changed["data_root"] == "/sets/"
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        assert changed[loader]["dataset"]["data_root"] == "/sets/"
+    assert changed["val_evaluator"]["ann_file"] == "/sets/annotations/instances_val2017.json"
+    assert recipe["data_root"] == recipe["val_dataloader"]["dataset"]["data_root"] == old
+
+
 def test_data_sets_within_wrappers() -> None:
     leaf = dict(type="CocoDataset", data_root="a/")
     wrapped = dict(
