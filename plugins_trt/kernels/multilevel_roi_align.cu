@@ -81,6 +81,41 @@ __device__ int collect(const Axis& axis, int bin, int* cells, float* weights) {
   return count;
 }
 
+// Cells and weights of the bins along one axis, CAPACITY places per bin.
+struct Table {
+  int* cells;
+  float* weights;
+  int* counts;
+};
+
+__device__ void fill_tables(const Axis& rows, const Axis& columns, Table row_table,
+                            Table column_table) {
+  for (int bin = threadIdx.x; bin < OUTPUT_HEIGHT + OUTPUT_WIDTH; bin += BLOCK) {
+    const bool of_rows = bin < OUTPUT_HEIGHT;
+    const int own = of_rows ? bin : bin - OUTPUT_HEIGHT;
+    const Axis& axis = of_rows ? rows : columns;
+    const Table& table = of_rows ? row_table : column_table;
+    const int place = own * CAPACITY;
+    table.counts[own] = collect(axis, own, table.cells + place, table.weights + place);
+  }
+}
+
+__device__ __forceinline__ float weigh_bin(const VALUE* plane, int width, const Table& rows,
+                                           const Table& columns, int i, int j) {
+  const int first_row = i * CAPACITY, last_row = first_row + rows.counts[i];
+  const int first_column = j * CAPACITY, last_column = first_column + columns.counts[j];
+  float sum = 0.0f;
+  for (int row = first_row; row < last_row; ++row) {
+    const VALUE* line = plane + (long long)rows.cells[row] * width;
+    float part = 0.0f;
+    for (int column = first_column; column < last_column; ++column) {
+      part = fmaf(columns.weights[column], to_float(line[columns.cells[column]]), part);
+    }
+    sum = fmaf(rows.weights[row], part, sum);
+  }
+  return sum;
+}
+
 // Averages the samples of a bin one by one, for regions whose cells do not fit into shared memory.
 __device__ float sample_bin(const VALUE* plane, const Axis& rows, const Axis& columns, int i, int j) {
   const int2 ys = samples_inside(rows, i), xs = samples_inside(columns, j);
@@ -161,40 +196,16 @@ extern "C" __global__ void __launch_bounds__(BLOCK) multilevel_roi_align(
   const long long plane_size = (long long)rows_of_map * columns_of_map;
   feature += ((long long)(int)roi[0] * channels + first_channel) * plane_size;
 
-  if (ADAPTIVE && fmaxf(rows.bin, columns.bin) > CAPACITY - 3) {
-    for (int place = thread; place < values; place += BLOCK) {
-      const int bin = place % BINS;
-      const VALUE* plane = feature + place / BINS * plane_size;
-      const int i = bin / OUTPUT_WIDTH, j = bin % OUTPUT_WIDTH;
-      store(own_crops + place, sample_bin(plane, rows, columns, i, j));
-    }
-    return;
-  }
-
-  for (int bin = thread; bin < OUTPUT_HEIGHT + OUTPUT_WIDTH; bin += BLOCK) {
-    if (bin < OUTPUT_HEIGHT) {
-      const int place = bin * CAPACITY;
-      row_counts[bin] = collect(rows, bin, row_cells + place, row_weights + place);
-    } else {
-      const int j = bin - OUTPUT_HEIGHT, place = j * CAPACITY;
-      column_counts[j] = collect(columns, j, column_cells + place, column_weights + place);
-    }
-  }
+  const Table row_table = {row_cells, row_weights, row_counts};
+  const Table column_table = {column_cells, column_weights, column_counts};
+  const bool wide = ADAPTIVE && fmaxf(rows.bin, columns.bin) > CAPACITY - 3;
+  if (!wide) fill_tables(rows, columns, row_table, column_table);
   __syncthreads();
-
   for (int place = thread; place < values; place += BLOCK) {
-    const int bin = place % BINS;
+    const int bin = place % BINS, i = bin / OUTPUT_WIDTH, j = bin % OUTPUT_WIDTH;
     const VALUE* plane = feature + place / BINS * plane_size;
-    const int i = bin / OUTPUT_WIDTH, j = bin % OUTPUT_WIDTH;
-    float sum = 0.0f;
-    for (int a = i * CAPACITY; a < i * CAPACITY + row_counts[i]; ++a) {
-      const VALUE* line = plane + (long long)row_cells[a] * columns.size;
-      float part = 0.0f;
-      for (int b = j * CAPACITY; b < j * CAPACITY + column_counts[j]; ++b) {
-        part = fmaf(column_weights[b], to_float(line[column_cells[b]]), part);
-      }
-      sum = fmaf(row_weights[a], part, sum);
-    }
-    store(own_crops + place, sum);
+    const float value = wide ? sample_bin(plane, rows, columns, i, j)
+                             : weigh_bin(plane, columns.size, row_table, column_table, i, j);
+    store(own_crops + place, value);
   }
 }
