@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -95,9 +96,10 @@ def time_nms(
     nms: Any = import_optional("torchvision.ops", "train", "Comparing with torchvision").nms
     corners, scores = crowd(boxes)
     threshold = float(np.float32(threshold))
-    arrays = [device.upload(one) for one in (corners, scores, np.zeros((1, boxes), np.int32))]
+    labels = np.zeros((1, boxes), np.int32)
+    inputs = device.upload(corners), device.upload(scores), device.upload(labels)
     scratch: dict[str, Any] = {}
-    ours = device.record(lambda: batched_nms(device, *arrays, threshold, max_out, scratch=scratch))
+    ours = device.record(lambda: batched_nms(device, *inputs, threshold, max_out, scratch=scratch))
     ours()
     found = device.download(scratch["indices"])[0]
     tensors = torch.from_numpy(corners[0]).cuda(), torch.from_numpy(scores[0]).cuda()
@@ -152,7 +154,7 @@ def _stages(
     ]
     stages = {}
     for kernel, launch in kernels:
-        replay = device.record(lambda k=kernel, n=launch: _repeat(device, k, n, tensors))
+        replay = device.record(partial(_repeat, device, kernel, launch, tensors))
         replay()
         stages[kernel.name] = float(np.median(device.time(replay, 20))) / _LAUNCHES_PER_STAGE
     return stages
