@@ -104,7 +104,7 @@ def _nvrtc() -> ModuleType:
     except Exception as error:  # whatever the loader of the library raises
         text = " ".join(str(error).split())
         raise MissingDependencyError(
-            f"the compiler NVRTC cannot be loaded: {text}. {_INSTALL} nvidia-cuda-nvrtc"
+            f"the compiler NVRTC cannot be loaded: {text}. {_INSTALL}"
         ) from error
     module: ModuleType = nvrtc
     return module
