@@ -8,6 +8,7 @@ their Python methods called; there is no builder, no parser and no runtime.
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -41,8 +42,9 @@ PACKAGES = ("tensorrt_bindings", "tensorrt_lean_libs")
 
 
 def missing_packages() -> list[str]:
-    """Return which packages the tests of registration need and do not find."""
-    return [name for name in PACKAGES if find_spec(name) is None]
+    """Return which packages and programs the tests of registration need and do not find."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    return missing + [name for name in ("gcc",) if shutil.which(name) is None]
 
 
 def load(folder: Path) -> ModuleType:
