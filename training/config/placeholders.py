@@ -6,7 +6,13 @@ import re
 from typing import Any
 
 from deploykit.training.config.limits import Budget, EvaluationError, check_depth
-from deploykit.training.config.tracked import TrackedDict, TrackedList, TrackedTuple, copied, type_name
+from deploykit.training.config.tracked import (
+    TrackedDict,
+    TrackedList,
+    TrackedTuple,
+    copied,
+    type_name,
+)
 
 _PLACEHOLDER = re.compile(r"\$\{([a-zA-Z\d_.]+)\}")
 
