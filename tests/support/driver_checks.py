@@ -15,6 +15,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from deploykit import Detector
 from deploykit.cli import main
-from deploykit.engine_spec import read_engine_spec
+from deploykit.engine_spec import read_engine, read_engine_spec, write_engine
 from deploykit.errors import BackendError, UsageError
 from deploykit.image_io import read_image
 from deploykit.runtimes.backend import Backend, open_backend
@@ -181,6 +182,7 @@ def check_kernel_cache(engine: Path, graph: Path, images: Path) -> None:
     stamp = file.stat().st_mtime_ns
     with TensorRTBackend(engine, kernel_cache=file) as backend:
         backend.infer(*batch(1))
+    assert made[-1]._blobs == [b"kernels 1"]
     assert file.stat().st_mtime_ns == stamp, "nothing new, so nothing is written"
     folder = file.with_name("taken")
     folder.mkdir()
@@ -246,6 +248,29 @@ def check_devices(engine: Path, graph: Path, images: Path) -> None:
         assert str(error) == "there is no device cuda:3; this machine has cuda:0", error
     else:
         raise AssertionError("cuda:3")
+    try:
+        TensorRTBackend(engine, batch_buckets=[99])
+    except UsageError as error:
+        assert "batches of 1 to 8" in str(error), error
+    else:
+        raise AssertionError("99 is too many")
+    assert_nothing_lives()
+
+
+def check_host_code(engine: Path, graph: Path, images: Path) -> None:
+    """Only an engine that needs the runtime it carries may run it."""
+    spec, plan = read_engine(engine)
+    compatible = replace(spec.build_flags, version_compatible=True)
+    here = spec.tensorrt_version
+    for flags, version, allowed in (
+        (spec.build_flags, here, False),
+        (compatible, here, False),
+        (compatible, "1.0.0", True),
+    ):
+        write_engine(engine, plan, replace(spec, build_flags=flags, tensorrt_version=version))
+        with TensorRTBackend(engine) as backend:
+            loaded = backend._session._open().engine
+            assert loaded._engine._host_code_allowed is allowed, (flags, version)
 
 
 def check_foreign_context(engine: Path, graph: Path, images: Path) -> None:

@@ -30,6 +30,7 @@ CHECKS = (
     "leaks",
     "forgotten",
     "devices",
+    "host_code",
     "foreign_context",
     "commands",
 )
