@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,7 @@ def all_probes() -> list[Probe]:
         Probe("CUDA compiler (NVRTC)", "nvrtc"),
         Probe("TensorRT", "tensorrt", "tensorrt"),
         Probe("TensorRT-RTX", "tensorrt", "rtx"),
+        Probe("NMS and RoIAlign plugins", "plugins"),
     ]
 
 
@@ -246,6 +247,16 @@ def _tensorrt(name: str) -> Answer:
     return Answer("works", f"{version}: built and ran a small engine")
 
 
+def _plugins(_: str) -> Answer:
+    from deploykit.doctor.plugin_probe import compare_with_references, compile_kernels
+    from deploykit.kernel_device import KernelDevice
+
+    compiled = f"{compile_kernels()} kernels compile"
+    if not _gpu_count():
+        return Answer("works", compiled, "running them needs an NVIDIA GPU, and there is none")
+    return Answer("works", f"{compiled}; {compare_with_references(KernelDevice())}")
+
+
 def _gpu_count() -> int:
     from deploykit.runtimes.tensorrt.cuda_calls import call
 
@@ -255,7 +266,7 @@ def _gpu_count() -> int:
         return 0
 
 
-_PROBES: dict[str, Callable[[str], Any]] = {
+_PROBES: dict[str, Callable[[str], Answer]] = {
     "opencv": _opencv,
     "onnxruntime": _onnxruntime,
     "provider": _provider,
@@ -267,4 +278,5 @@ _PROBES: dict[str, Callable[[str], Any]] = {
     "driver": _driver,
     "nvrtc": _nvrtc,
     "tensorrt": _tensorrt,
+    "plugins": _plugins,
 }
