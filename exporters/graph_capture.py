@@ -98,9 +98,10 @@ def example_inputs(spec: InputSpec, batch: int, height: int, width: int) -> tupl
 
 
 def _trace(model: nn.Module, spec: InputSpec) -> ExportedProgram:
-    # An axis of length 1 would be taken for a constant, so a dynamic batch is traced with 2 images.
+    # An axis of length 1 would be taken for a constant, so a dynamic batch is traced with 2 images,
+    # and dynamic sizes with the largest: feature maps that have one cell at others have more there.
     batch = spec.batch.opt if spec.batch.is_static else max(2, spec.batch.opt)
-    inputs = example_inputs(spec, batch, spec.height.opt, spec.width.opt)
+    inputs = example_inputs(spec, batch, spec.height.max, spec.width.max)
     images = {
         axis: dim
         for axis, dim in (
