@@ -47,7 +47,8 @@ def check_model(model: onnx.ModelProto, spec: ModelSpec) -> None:
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
+        text = " ".join(str(error).split())[:500]
+        raise ExportError(f"the exported graph is not valid ONNX: {text}") from error
     check_operators(model, spec.lowering)
     _check_signature(inferred.graph, spec)
     _check_runs(model, spec)

@@ -121,7 +121,7 @@ def print_cost(console: Console, cost: PrecisionCost) -> None:
         before, after = cost.accuracy.reference[name], cost.accuracy.candidate[name]
         console.print(
             f"{name}: {before:.4f} in fp32, {after:.4f} in {record.precision} "
-            f"(-{drop:.4f}, allowed {cost.accuracy.limit:g}) on {cost.accuracy.images} images",
+            f"({-drop:+.4f}, allowed -{cost.accuracy.limit:g}) on {cost.accuracy.images} images",
             highlight=False,
             soft_wrap=True,
         )

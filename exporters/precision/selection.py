@@ -113,8 +113,8 @@ def select_float16(
     limit = FLOAT16_MAX / keep.headroom
     selection = Selection()
     for node in nodes:
-        if not any(True for _ in float_values(node)):
-            continue
+        if all(value.dtype != ir.DataType.FLOAT for value in node.outputs):
+            continue  # arithmetic of shapes
         reason = _why_float32(node, keep) or _out_of_range(node, ranges, limit)
         if reason is None:
             selection.nodes.append(node)
