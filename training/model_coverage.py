@@ -1,4 +1,4 @@
-"""Which configs of a folder deploykit can use: resolved, built, and how the weights are laid out."""
+"""Which configs of a folder can be used: read, built, and with which layout of the weights."""
 
 from __future__ import annotations
 

@@ -31,10 +31,9 @@ def coverage_page(results: Mapping[str, Coverage]) -> str:
             "",
             "## Configs",
             "",
-            "`layout`: whether names and shapes of all weights equal those of MMDetection's own model. "
-            "`exported`: the",
-            "lowerings that the model was exported with; `parity`: the largest difference to PyTorch "
-            "in box pixels and score.",
+            "`layout`: whether names and shapes of all weights are those of MMDetection's model.",
+            "`exported`: the lowerings that the model was exported with. `parity`: the largest",
+            "difference to PyTorch in box pixels and score.",
             "",
             _row(_COLUMNS),
             _row(["---"] * len(_COLUMNS)),
@@ -68,8 +67,8 @@ def _summary(results: Mapping[str, Coverage]) -> list[str]:
         "|---|---|",
         *(f"| {name} | {count} |" for name, count in counts.items()),
         "",
-        f"MMDetection builds {known} of them itself, as far as is known here. Models that differ in "
-        "nothing but training are exported once.",
+        f"For {known} of them it is known what MMDetection builds. Models that differ in nothing",
+        "but training are exported once.",
     ]
 
 

@@ -119,8 +119,8 @@ def test_the_page_counts_and_escapes():
         "exported in every lowering": 0,
     }
     page = coverage_page(results)
-    row = "| a.py | A | 1.5 M | equal | standard, not primitive: no \\| way, plugin | standard: 1e-5 px"
-    assert f"{row} |" in page
+    assert "| a.py | A | 1.5 M | equal | standard, not primitive: no \\| way, plugin |" in page
+    assert "| standard: 1e-5 px |" in page
     assert "| 2 | unknown &lt;type> |" in page
     tables = [line for line in page.splitlines() if line.startswith("| ") and ".py" in line]
     assert len(tables) == 3

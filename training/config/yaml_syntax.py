@@ -85,7 +85,7 @@ class _Translator:
             return None
         text = "{{" + node.value + "}}"
         try:
-            expression = ast.parse(text, mode="eval").body
+            expression: ast.expr = ast.parse(text, mode="eval").body
         except SyntaxError:
             raise EvaluationError(f"'{text}' is no known template") from None
         for part in ast.walk(expression):
