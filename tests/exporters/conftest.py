@@ -11,11 +11,13 @@ from detector_checkpoints import load_recipe, write_detector_checkpoint, write_p
 from deploykit.training.config import Config
 
 SIDE = 160  # of the network input, in pixels
+# Names of detectors whose recipe is called otherwise than NAME_r50_fpn_1x_coco.
+RECIPES = {"fcos": "fcos_r50-caffe_fpn_gn-head_1x_coco"}
 
 
 def small_recipe(name: str) -> Config:
     """Return a recipe by the name of its detector, with ResNet-18 and few channels."""
-    config = load_recipe(f"{name}_r50_fpn_1x_coco", SIDE)
+    config = load_recipe(RECIPES.get(name, f"{name}_r50_fpn_1x_coco"), SIDE)
     model = config["model"]
     model["backbone"] |= {"depth": 18, "base_channels": 8}
     model["neck"] |= {"in_channels": [8, 16, 32, 64], "out_channels": 16}
@@ -25,6 +27,8 @@ def small_recipe(name: str) -> Config:
     else:
         model["bbox_head"] |= {"in_channels": 16, "feat_channels": 16, "num_classes": 3}
         model["test_cfg"] |= {"nms_pre": 200, "max_per_img": 30}
+        if name in RECIPES:
+            model["bbox_head"]["norm_cfg"] = {"type": "GN", "num_groups": 4}
     if "roi_head" in model:
         head = model["roi_head"]
         heads = head["bbox_head"] if isinstance(head["bbox_head"], list) else [head["bbox_head"]]

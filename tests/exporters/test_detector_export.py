@@ -26,6 +26,7 @@ from deploykit.training.model_spec import load_model
 
 DETECTORS = (
     "retinanet",
+    "fcos",
     "rpn",
     "faster-rcnn",
     "mask-rcnn",

@@ -37,6 +37,9 @@ SPREADS = (
     ("rpn_reg", 0.0, 0.2),
     ("retina_cls", -4.0, 1.0),
     ("retina_reg", 0.0, 0.2),
+    ("bbox_head.conv_cls", -4.0, 1.0),
+    ("bbox_head.conv_reg", 3.0, 0.5),
+    ("bbox_head.conv_centerness", 0.0, 1.0),
     ("bbox_head.fc_cls", 0.0, 2.0),
     ("bbox_head.fc_reg", 0.0, 0.5),
     *(

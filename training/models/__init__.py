@@ -20,6 +20,7 @@ from deploykit.training.models.coders.distance_point import DistancePointBBoxCod
 from deploykit.training.models.data_preprocessor import DetDataPreprocessor
 from deploykit.training.models.detectors.base import BaseDetector
 from deploykit.training.models.detectors.cascade_rcnn import CascadeRCNN
+from deploykit.training.models.detectors.dense import FCOS
 from deploykit.training.models.detectors.fast_rcnn import FastRCNN
 from deploykit.training.models.detectors.faster_rcnn import FasterRCNN
 from deploykit.training.models.detectors.mask_rcnn import MaskRCNN
@@ -28,6 +29,7 @@ from deploykit.training.models.detectors.rpn import RPN
 from deploykit.training.models.detectors.rtmdet import RTMDet
 from deploykit.training.models.detectors.single_stage import SingleStageDetector
 from deploykit.training.models.heads.anchor_head import AnchorHead
+from deploykit.training.models.heads.fcos_head import FCOSHead
 from deploykit.training.models.heads.retina_head import RetinaHead, RetinaSepBNHead
 from deploykit.training.models.heads.rpn_head import RPNHead
 from deploykit.training.models.heads.rtmdet_head import RTMDetHead, RTMDetSepBNHead
@@ -55,6 +57,7 @@ from deploykit.training.models.samplers.random_sampler import RandomSampler
 from deploykit.training.registry import MODELS
 
 __all__ = [
+    "FCOS",
     "FPN",
     "RPN",
     "AnchorGenerator",
@@ -74,6 +77,7 @@ __all__ = [
     "DistancePointBBoxCoder",
     "DynamicSoftLabelAssigner",
     "FCNMaskHead",
+    "FCOSHead",
     "FastRCNN",
     "FasterRCNN",
     "FocalLoss",

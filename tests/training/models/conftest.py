@@ -114,6 +114,8 @@ def make_weight(key: str, shape: Sequence[int], recipe: dict[str, Any]) -> np.nd
         value = random.uniform(0.8, 1.2, shape)
     elif key.endswith(("running_mean", "bias")):
         value = 0.05 * random.standard_normal(shape)
+    elif len(shape) == 0:
+        value = 1 + 0.05 * random.standard_normal()
     elif len(shape) == 1:
         value = 1 + 0.1 * random.standard_normal(shape)
     else:
@@ -121,7 +123,7 @@ def make_weight(key: str, shape: Sequence[int], recipe: dict[str, Any]) -> np.nd
         value = random.standard_normal(shape) * np.sqrt(gain / np.prod(shape[1:]))
     factor = np.asarray(override.get("mul", 1.0))
     factor = factor.reshape(factor.shape + (1,) * (len(shape) - 1) * factor.ndim)
-    return (value * factor + np.asarray(override.get("add", 0.0))).astype(np.float32)
+    return np.asarray(value * factor + np.asarray(override.get("add", 0.0)), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Reference:
         state = {
             key: torch.from_numpy(make_weight(key, value.shape, self.weights))
             for key, value in model.state_dict().items()
-            if not key.endswith("num_batches_tracked")
+            if not key.endswith(("num_batches_tracked", *self.weights.get("keep", ())))
         }
         model.load_state_dict(state, strict=False)
         return model.eval()

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from deploykit.errors import ConfigError
 from deploykit.training.models.assigners.padded_targets import PaddedTargets
 from deploykit.training.models.heads.dense_detections import (
+    DenseMaps,
     DenseTestConfig,
     DetectionTensors,
+    all_rows,
     gather_rows,
+    prior_rows,
     suppress,
     top_pairs,
 )
@@ -34,8 +37,8 @@ LOSS_CLS: Mapping[str, Any] = {"type": "CrossEntropyLoss", "use_sigmoid": True}
 LOSS_BBOX: Mapping[str, Any] = {"type": "SmoothL1Loss", "beta": 1.0 / 9.0}
 NORMAL_INIT: Mapping[str, Any] = {"type": "Normal", "layer": "Conv2d", "std": 0.01}
 
-# Per level: class scores [B, A * C, H, W] and box deltas [B, A * 4, H, W].
-DenseOutputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+# Per level: class scores [B, A * C, H, W] and box deltas [B, A * 4, H, W]; some heads add to them.
+DenseOutputs = DenseMaps
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ class AnchorHead(nn.Module):
             [B, A * 4, H_i, W_i] per level, for A anchors per cell.
         """
         levels = [self._forward_level(level, feat) for level, feat in enumerate(feats)]
-        return tuple(level[0] for level in levels), tuple(level[1] for level in levels)
+        return tuple(zip(*levels, strict=True))
 
     def loss(
         self,
@@ -184,8 +187,8 @@ class AnchorHead(nn.Module):
         with torch.autocast(cls_scores[0].device.type, enabled=False):
             sizes = [(score.shape[2], score.shape[3]) for score in cls_scores]
             anchors = self.prior_generator.grid_priors(sizes, cls_scores[0].device)
-            logits = torch.cat([_rows(score, self.cls_out_channels) for score in cls_scores], 1)
-            deltas = torch.cat([_rows(pred, 4) for pred in bbox_preds], 1)
+            logits = all_rows(cls_scores, self.cls_out_channels)
+            deltas = all_rows(bbox_preds, 4)
             valid = self.prior_generator.valid_flags(sizes, padded_sizes)
             if self.allowed_border >= 0:
                 valid = valid & _inside(anchors, image_sizes, self.allowed_border)
@@ -225,13 +228,13 @@ class AnchorHead(nn.Module):
         """Return the best ``nms_pre`` (anchor, class) pairs of each level."""
         levels = []
         for level, (score, pred) in enumerate(zip(*outputs, strict=True)):
-            rows = _rows(score, self.cls_out_channels)
+            rows = prior_rows(score, self.cls_out_channels)
             if not self.use_sigmoid_cls:
                 rows = rows.softmax(dim=-1)[..., :-1]
             best, labels, location = top_pairs(rows, config.nms_pre)
             size = (score.shape[2], score.shape[3])
             anchors = self.prior_generator.level_priors(level, size, score.device)
-            deltas = gather_rows(_rows(pred, 4), location)
+            deltas = gather_rows(prior_rows(pred, 4), location)
             levels.append(Candidates(best, labels, anchors[location], deltas))
         return levels
 
@@ -249,7 +252,7 @@ class AnchorHead(nn.Module):
         self.conv_cls = nn.Conv2d(self.in_channels, self.num_base_priors * self.cls_out_channels, 1)
         self.conv_reg = nn.Conv2d(self.in_channels, self.num_base_priors * 4, 1)
 
-    def _forward_level(self, level: int, feat: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward_level(self, level: int, feat: Tensor) -> tuple[Tensor, ...]:
         return self.conv_cls(feat), self.conv_reg(feat)
 
     def _class_loss(self, logits: Tensor, targets: PaddedTargets, sampling: Sampling) -> Tensor:
@@ -299,11 +302,6 @@ class AnchorHead(nn.Module):
         self.allowed_border = train_cfg.get("allowed_border", -1)
         weight = train_cfg.get("pos_weight", -1)
         self.pos_weight = float(weight) if weight > 0 else 1.0
-
-
-def _rows(level: Tensor, width: int) -> Tensor:
-    """Return [B, A * width, H, W] as one float32 row per anchor, [B, H * W * A, width]."""
-    return level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, width).float()
 
 
 def _inside(anchors: Tensor, image_sizes: Tensor, border: float) -> Tensor:

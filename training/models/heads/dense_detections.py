@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,42 @@ from deploykit.training.ops.batched_nms import batched_nms
 
 # boxes f32 [B, K, 4], scores f32 [B, K], labels i32 [B, K], num_dets i32 [B]
 DetectionTensors = tuple[Tensor, Tensor, Tensor, Tensor]
+# What a dense head predicts: kinds of maps [B, A * D, H, W], each one map per level.
+DenseMaps = tuple[tuple[Tensor, ...], ...]
+
+
+@dataclass(frozen=True)
+class LevelPredictions:
+    """What a head predicts at the N priors of one level.
+
+    Args:
+        logits: float32 [B, N, C], whose sigmoids are scores.
+        priors: float32 [N, D], points or boxes in pixels of the network input.
+        offsets: float32 [B, N, E], what a box coder makes boxes of.
+        quality_logits: float32 [B, N], whose sigmoid is how well the box will fit, or ``None``.
+    """
+
+    logits: Tensor
+    priors: Tensor
+    offsets: Tensor
+    quality_logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ScoredPredictions:
+    """The most promising predictions of all levels, K per image.
+
+    Args:
+        scores: float32 [B, K]; 0 where the class score was not above the threshold.
+        labels: int64 [B, K], classes.
+        priors: float32 [B, K, D].
+        offsets: float32 [B, K, E].
+    """
+
+    scores: Tensor
+    labels: Tensor
+    priors: Tensor
+    offsets: Tensor
 
 
 @dataclass(frozen=True)
@@ -110,6 +146,48 @@ def top_pairs(scores: Tensor, count: int | None) -> tuple[Tensor, Tensor, Tensor
     values, index = flat.topk(picked, dim=1)
     place = torch.div(index, num_classes, rounding_mode="floor")
     return values, index - place * num_classes, location.gather(1, place)
+
+
+def best_predictions(
+    levels: Sequence[LevelPredictions], config: DenseTestConfig
+) -> ScoredPredictions:
+    """Pick the (prior, class) pairs of the highest class scores at each level.
+
+    Class scores choose, and must be above the threshold; only then they are multiplied with the
+    quality.
+
+    Args:
+        levels: Predictions per level.
+        config: Thresholds.
+    """
+    parts = []
+    for level in levels:
+        best, labels, place = top_pairs(level.logits, config.nms_pre)
+        scores = best.sigmoid()
+        kept = scores > config.score_thr
+        if level.quality_logits is not None:
+            scores = scores * level.quality_logits.gather(1, place).sigmoid()
+        scores = torch.where(kept, scores, 0.0)
+        parts.append((scores, labels, level.priors[place], gather_rows(level.offsets, place)))
+    return ScoredPredictions(*(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
+
+
+def suppress_scored(
+    boxes: Tensor, predictions: ScoredPredictions, config: DenseTestConfig
+) -> DetectionTensors:
+    """Make detections of predictions whose boxes [B, K, 4] are decoded; see ``suppress``."""
+    above_zero = replace(config, score_thr=0.0)  # the threshold was for class scores alone
+    return suppress(boxes, predictions.scores, predictions.labels, above_zero)
+
+
+def prior_rows(level: Tensor, width: int) -> Tensor:
+    """Return [B, A * width, H, W] as one float32 row per prior, [B, H * W * A, width]."""
+    return level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, width).float()
+
+
+def all_rows(levels: Sequence[Tensor], width: int) -> Tensor:
+    """Return the rows of all levels, [B, P, width]; see ``prior_rows``."""
+    return torch.cat([prior_rows(level, width) for level in levels], dim=1)
 
 
 def gather_rows(values: Tensor, index: Tensor) -> Tensor:

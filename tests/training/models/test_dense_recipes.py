@@ -1,0 +1,63 @@
+"""Recipes of dense detectors, and their variants, against MMDetection's layouts."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+import torch
+
+from deploykit.training.models import build_detector
+
+FCOS = "fcos_r50-caffe_fpn_gn-head_1x_coco"
+R18 = {"backbone": {"depth": 18}, "neck": {"in_channels": [64, 128, 256, 512]}}
+R101 = {"backbone": {"depth": 101}}
+X101_32 = {"backbone": {"type": "ResNeXt", "depth": 101, "groups": 32, "base_width": 4}}
+X101_64 = {"backbone": {"type": "ResNeXt", "depth": 101, "groups": 64, "base_width": 4}}
+FCOS_CENTER = {
+    "norm_on_bbox": True,
+    "centerness_on_reg": True,
+    "center_sampling": True,
+    "conv_bias": True,
+    "loss_bbox": {"type": "GIoULoss", "loss_weight": 1.0},
+}
+# sha256[:16] of the lines "key shape" of the state dict, sorted by key, that MMDetection 3.3.0
+# builds; the number of keys, and the number of parameters.
+LAYOUTS: list[tuple[str, dict[str, Any], tuple[str, int, int]]] = [
+    (FCOS, {}, ("cd1fcf41131eda19", 369, 32_295_322)),
+    (FCOS, R101, ("ba09daeee4606e3f", 675, 51_287_450)),
+    (FCOS, X101_64, ("2c2d49275d680da5", 675, 90_193_562)),
+    (FCOS, {"bbox_head": FCOS_CENTER}, ("beb76b37f07ca539", 377, 32_297_370)),
+    (FCOS, {**R18, "bbox_head": FCOS_CENTER}, ("5988680447153746", 179, 19_277_722)),
+    (FCOS, {**R101, "bbox_head": FCOS_CENTER}, ("59573cc2c64c6f44", 683, 51_289_498)),
+]
+
+
+def layout(model: torch.nn.Module) -> tuple[str, int, int]:
+    state = model.state_dict()
+    lines = [f"{key} {tuple(state[key].shape)}" for key in sorted(state)]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return digest, len(state), sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "changes", "expected"), LAYOUTS)
+def test_state_dict_layout_is_that_of_mmdetection(recipe, name, changes, expected):
+    config = recipe(name)["model"]
+    for part, change in changes.items():
+        config[part] |= change
+    with torch.device("meta"):
+        assert layout(build_detector(config)) == expected
+
+
+def test_published_schedule_of_fcos(recipe):
+    config = recipe(FCOS)
+    assert config["optim_wrapper"]["optimizer"]["lr"] == 0.01
+    assert config["optim_wrapper"]["paramwise_cfg"] == {
+        "bias_lr_mult": 2.0,
+        "bias_decay_mult": 0.0,
+    }
+    assert config["optim_wrapper"]["clip_grad"] == {"max_norm": 35, "norm_type": 2}
+    warmup, steps = config["param_scheduler"]
+    assert (warmup["type"], warmup["factor"], warmup["end"]) == ("ConstantLR", 1 / 3, 500)
+    assert (steps["type"], steps["milestones"], steps["gamma"]) == ("MultiStepLR", [8, 11], 0.1)
