@@ -54,5 +54,5 @@ def _info(value: onnx.ValueInfoProto) -> TensorInfo:
 
 
 def _type_name(value: onnx.ValueInfoProto) -> str:
-    name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    name = str(onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)

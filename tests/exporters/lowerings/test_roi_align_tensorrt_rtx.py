@@ -4,36 +4,9 @@ from __future__ import annotations
 
 import pytest
 from roi_align_cases import STRIDES, build
+from rtx_network import built_network
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-
-
-class Log(trt.ILogger):
-    """Keeps the errors."""
-
-    def __init__(self):
-        trt.ILogger.__init__(self)
-        self.errors = []
-
-    def log(self, severity, message):
-        if severity <= trt.ILogger.ERROR:
-            self.errors.append(message)
-
-
-def built_network(model, profile=None):
-    log = Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    assert parser.parse(model.SerializeToString()), log.errors
-    config = builder.create_builder_config()
-    if profile is not None:
-        shapes = builder.create_optimization_profile()
-        for name, sizes in profile.items():
-            shapes.set_shape(name, *sizes)
-        config.add_optimization_profile(shapes)
-    assert builder.build_serialized_network(network, config) is not None, log.errors
-    return network
 
 
 def test_static_shapes():
