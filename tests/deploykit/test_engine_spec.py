@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -175,7 +176,7 @@ def test_inspect_shows_the_engine(engine: Path, capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().out
     for text in (
         "TensorRT-RTX 1.7.1.116",
-        "any GPU that TensorRT-RTX supports",
+        "compute capability 8.6, 8.9",
         "float32 12, int64 3",
         "nms_mask",
         "1 warnings",
@@ -185,6 +186,25 @@ def test_inspect_shows_the_engine(engine: Path, capsys: pytest.CaptureFixture[st
         assert text in shown.replace("\n", " "), text
     assert cli.main(["inspect", "--json", str(engine)]) == 0
     assert json.loads(capsys.readouterr().out)["spec"]["lowering"] == "primitive"
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"build_flags": BuildFlags()}, "any GPU that TensorRT-RTX supports"),
+        (
+            {
+                "compute_capability": "8.6",
+                "device_name": "RTX A4000",
+                "build_flags": BuildFlags(hardware_compatible=True),
+            },
+            "compute capability 8.6 (RTX A4000), and 8.0 or newer",
+        ),
+    ],
+)
+def test_inspect_says_where_an_engine_runs(engine: Path, changes: dict[str, Any], place: str):
+    write_engine(engine, PLAN, replace(SPEC, **changes))
+    assert inspect_model(engine).facts["runs on"] == place
 
 
 def test_inspect_of_an_engine_for_one_gpu(engine: Path):
