@@ -69,5 +69,9 @@ class BackendError(DeploykitError):
     """An inference backend that is missing, refused an artefact, or failed while running."""
 
 
+class DownloadError(DeploykitError):
+    """A file that could not be fetched, or is not the one that was published."""
+
+
 class MissingDependencyError(DeploykitError):
     """An optional package is not installed; the message names the extra that brings it."""

@@ -6,13 +6,17 @@ import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from deploykit.errors import BackendError, UsageError
+from deploykit.optional_imports import import_optional
 from deploykit.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from deploykit.zoo import ZooEntry
 
 
 @runtime_checkable
@@ -84,7 +88,8 @@ def open_backend(
     """Load an artefact into the engine that runs it.
 
     Args:
-        path: The artefact; its suffix chooses the engine.
+        path: The artefact, whose suffix chooses the engine; or the name of a published model, as
+            ``deploykit zoo list`` shows them, whose weights are downloaded when they are not here.
         backend: Name of the engine, if the suffix does not tell.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         num_threads: Threads that one inference uses on the CPU; the engine's default if ``None``.
@@ -96,13 +101,21 @@ def open_backend(
     """
     if num_threads is not None and num_threads < 1:
         raise UsageError(f"num_threads must be at least 1, got {num_threads}")
-    path = Path(path)
+    name, path = os.fspath(path), Path(path)
+    if backend in (None, "pytorch") and not path.exists() and _may_be_published(path):
+        from deploykit.zoo import find_entry, has_entry
+
+        if has_entry(name):
+            return _published(find_entry(name), device, num_threads)
     if backend is None:
         suffix = path.suffix.lower()
         backend = next((name for name, e in _ENGINES.items() if suffix in e.suffixes), None)
         if backend is None:
             known = ", ".join(s for engine in _ENGINES.values() for s in engine.suffixes)
-            raise UsageError(f"cannot tell which backend runs '{path}'; expected a file in {known}")
+            raise UsageError(
+                f"cannot tell which backend runs '{path}'; expected a file in {known}, or "
+                "a name of 'deploykit zoo list'"
+            )
     if backend not in _ENGINES:
         raise UsageError(f"unknown backend '{backend}'; known: {', '.join(_ENGINES)}")
     if not path.is_file():
@@ -111,6 +124,21 @@ def open_backend(
     engine = _ENGINES[backend]
     factory = getattr(import_module(engine.module), engine.factory)
     return cast(Backend, factory(path, device=device, num_threads=num_threads))
+
+
+def _may_be_published(path: Path) -> bool:
+    suffixes = {suffix for engine in _ENGINES.values() for suffix in engine.suffixes}
+    return path.name == str(path) and path.suffix.lower() not in suffixes
+
+
+def _published(entry: ZooEntry, device: str, num_threads: int | None) -> Backend:
+    import_optional("torch", "train", "Running a published model")
+    from deploykit.runtimes.pytorch_backend import PyTorchBackend
+    from deploykit.training.zoo_model import load_zoo_model
+    from deploykit.zoo import zoo_file
+
+    loaded = load_zoo_model(entry)
+    return PyTorchBackend(zoo_file(entry), device=device, num_threads=num_threads, loaded=loaded)
 
 
 def one_line(error: BaseException) -> str:

@@ -31,8 +31,9 @@ class Detector:
     Safe to call from several threads.
 
     Args:
-        path: A checkpoint (``.pth``) or an exported model (``.onnx``, ``.engine``). ``None`` when
-            ``backend`` is an object.
+        path: A checkpoint (``.pth``), an exported model (``.onnx``, ``.engine``), or the name of a
+            published model (``"rtmdet_tiny_8xb32-300e_coco"``), whose weights are downloaded once.
+            ``None`` when ``backend`` is an object.
         backend: Name of the engine if the file's suffix does not tell, or an object that implements
             ``Backend``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.

@@ -28,6 +28,7 @@ COMMANDS = {
     "benchmark": "measure latency and throughput of models side by side",
     "config": "print a resolved config and where each key was set",
     "coverage": "try every config of a folder: what can be built, and what is missing",
+    "zoo": "list, show and download MMDetection's published models",
     "inspect": "show what an artefact says about itself",
     "doctor": "try everything deploykit can use on this machine",
     "demo": "train, export, prove and time a detector on real data",

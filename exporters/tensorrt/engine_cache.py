@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+from deploykit import cache_folder as cache
 from deploykit.engine_spec import (
     BuildFlags,
     EngineSpec,
@@ -26,15 +27,8 @@ LARGEST_CACHE = 10 * 2**30
 
 
 def cache_folder() -> Path:
-    """Return the folder of cached engines.
-
-    ``$DEPLOYKIT_CACHE/engines``, else ``$XDG_CACHE_HOME/deploykit/engines``, else
-    ``~/.cache/deploykit/engines``.
-    """
-    if root := os.environ.get("DEPLOYKIT_CACHE"):
-        return Path(root) / "engines"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "deploykit" / "engines"
+    """Return the folder of cached engines."""
+    return cache.cache_folder("engines")
 
 
 def cache_key(
