@@ -53,16 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--box-tolerance",
         type=float,
-        default=0.05,
+        default=0.1,
         metavar="PX",
-        help="largest box difference in pixels of the network input (0.05)",
+        help="largest box difference in pixels of the network input (0.1)",
     )
     parser.add_argument(
         "--score-tolerance",
         type=float,
-        default=1e-4,
+        default=1e-3,
         metavar="S",
-        help="largest score difference (0.0001)",
+        help="largest score difference (0.001)",
     )
     parser.add_argument(
         "--mask-tolerance",

@@ -1,8 +1,8 @@
 """Parity: do two artefacts of a model find the same objects? Measured, with a verdict.
 
 >>> from deploykit.parity import ParityTolerances
->>> ParityTolerances(box=0.1).score
-0.0001
+>>> ParityTolerances(box=0.2).score
+0.001
 """
 
 from __future__ import annotations

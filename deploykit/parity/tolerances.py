@@ -39,8 +39,8 @@ class ParityTolerances:
         UsageError: A value is out of range.
     """
 
-    box: float = 0.05
-    score: float = 1e-4
+    box: float = 0.1
+    score: float = 1e-3
     count_threshold: float = 0.05
     score_margin: float | None = None
     mask_probability: float = 1e-3

@@ -111,14 +111,14 @@ def test_equal_models_pass_at_every_shape():
     ("shape", "place"), [((8, 32, 32, 3), "input 32x32"), ((1, 128, 160, 3), "input 128x160")]
 )
 def test_a_difference_at_one_size_alone_fails_and_is_located(shape, place):
-    outcome, _ = compare(DYNAMIC, shift=lambda found: 0.1 * (found == shape))
+    outcome, _ = compare(DYNAMIC, shift=lambda found: 0.2 * (found == shape))
     assert not outcome.passed
     assert len(outcome.reasons) >= 1
     assert all(reason.startswith(place) for reason in outcome.reasons)
 
 
 def test_rows_that_depend_on_their_batch_fail():
-    outcome, _ = compare(DYNAMIC, shift=lambda shape: 0.1 * (shape[0] > 1))
+    outcome, _ = compare(DYNAMIC, shift=lambda shape: 0.2 * (shape[0] > 1))
     assert any("batch" in reason for reason in outcome.reasons)
 
 
@@ -126,7 +126,7 @@ def test_an_unsure_model_is_compared_at_its_own_scores():
     outcome, _ = compare(STATIC, score=0.01)
     assert outcome.passed and not outcome.nothing_found
     assert outcome.summary()["runs"][0]["matched"] == 5
-    outcome, _ = compare(STATIC, score=0.01, shift=lambda shape: 0.1)
+    outcome, _ = compare(STATIC, score=0.01, shift=lambda shape: 0.2)
     assert not outcome.passed
 
 

@@ -47,7 +47,7 @@ def test_disagreement_exits_with_1_and_the_json_says_why(opened, images, tmp_pat
     data = json.loads(path.read_text())
     assert data["passed"] is False and data["overall"]["images"] == 4
     assert data["reference"]["name"] == "good.pth"
-    assert "box error above 0.05 px in 4 images" in capsys.readouterr().out
+    assert "box error above 0.1 px in 4 images" in capsys.readouterr().out
     assert main([*arguments, "--box-tolerance", "0.6"]) == 0
 
 

@@ -51,13 +51,13 @@ def test_box_errors_are_judged_in_the_network_frame_and_given_in_both(compare_ro
         "max": 0.125,
     }
     assert numbers["box_error_original_px"]["max"] == 0.25
-    assert report.reasons == ("box error above 0.05 px in 1 image: 0.125 px in image 0",)
+    assert report.reasons == ("box error above 0.1 px in 1 image: 0.125 px in image 0",)
     assert compare_rows([CAT], [moved], ParityTolerances(box=0.125)).passed
 
 
 def test_score_errors(compare_rows):
     report = compare_rows([CAT], [(2, 3, 8, 9, 0.89, 0)])
-    assert reasons(report) == "score error above 0.0001 in 1 image: 1.00e-02 in image 0"
+    assert reasons(report) == "score error above 0.001 in 1 image: 1.00e-02 in image 0"
     assert compare_rows([CAT], [(2, 3, 8, 9, 0.89, 0)], ParityTolerances(score=0.011)).passed
 
 
@@ -88,9 +88,9 @@ def at(score, label=0):
 @pytest.mark.parametrize(
     ("reference", "candidate"),
     [
-        ([CAT, at(0.05003, 1)], [CAT, at(0.04997, 1)]),  # both there, one counts
-        ([CAT, at(0.05003, 1)], [CAT]),  # the other side's own threshold cut it
-        ([CAT], [CAT, at(0.05009, 1)]),
+        ([CAT, at(0.0503, 1)], [CAT, at(0.0497, 1)]),  # both there, one counts
+        ([CAT, at(0.0503, 1)], [CAT]),  # the other side's own threshold cut it
+        ([CAT], [CAT, at(0.0509, 1)]),
     ],
 )
 def test_cases_at_the_count_threshold_are_listed_and_do_not_fail(
@@ -104,8 +104,8 @@ def test_cases_at_the_count_threshold_are_listed_and_do_not_fail(
 
 
 def test_beyond_the_margin_a_missing_detection_fails(compare_rows):
-    assert not compare_rows([CAT, at(0.0502, 1)], [CAT]).passed
-    assert compare_rows([CAT, at(0.0502, 1)], [CAT], ParityTolerances(score_margin=3e-4)).passed
+    assert not compare_rows([CAT, at(0.052, 1)], [CAT]).passed
+    assert compare_rows([CAT, at(0.052, 1)], [CAT], ParityTolerances(score_margin=3e-3)).passed
 
 
 def test_which_of_equal_scores_gets_the_last_row_is_a_boundary_case(compare_rows):
@@ -351,17 +351,17 @@ def test_rows_that_influence_one_another_are_found(fakes):
     one_row = {"output": replace(fakes.Detector({}).spec.output, max_per_img=1)}
     report = compare(
         fakes.Detector(answers, **one_row),
-        fakes.Detector(answers, leak=0.01, **one_row),
+        fakes.Detector(answers, leak=0.02, **one_row),
         images,
         batch_size=2,
     )
     assert report.reasons == (
-        "box error above 0.05 px in 1 image: 0.1 px in image 1",
-        "batch against batch 1: box error above 0.05 px in 1 image: 0.1 px in image 1",
+        "box error above 0.1 px in 1 image: 0.2 px in image 1",
+        "batch against batch 1: box error above 0.1 px in 1 image: 0.2 px in image 1",
     )
     invariance = report.statistics()["batch_invariance"]
     assert invariance["identical_images"] == 1
-    assert invariance["max_box_error_px"] == pytest.approx(0.1, rel=1e-5)
+    assert invariance["max_box_error_px"] == pytest.approx(0.2, rel=1e-5)
 
 
 def test_a_batch_is_filled_with_other_content_than_its_images(fakes):

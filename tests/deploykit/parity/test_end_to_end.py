@@ -52,16 +52,16 @@ def test_a_checkpoint_agrees_with_itself_to_the_last_bit(small_checkpoint, photo
 def test_a_nudged_weight_is_found(small_checkpoint, photos, tmp_path, capsys):
     checkpoint = read_checkpoint(small_checkpoint)
     for level in range(3):
-        checkpoint["state_dict"][f"bbox_head.rtm_cls.{level}.bias"] += 0.01
+        checkpoint["state_dict"][f"bbox_head.rtm_cls.{level}.bias"] += 0.1
     faulty = tmp_path / "faulty.pth"
     write_checkpoint(faulty, checkpoint)
     out = tmp_path / "parity.json"
     arguments = [str(small_checkpoint), str(faulty), "--images", str(photos), "--json", str(out)]
     assert main(["parity", *arguments]) == 1
-    assert "score error above 0.0001 in" in capsys.readouterr().out
+    assert "score error above 0.001 in" in capsys.readouterr().out
     numbers = json.loads(out.read_text())["overall"]
     # The slope of the sigmoid is at most 1/4.
-    assert 1e-4 < numbers["score_error"]["max"] <= 0.0025 + 1e-6
+    assert 1e-3 < numbers["score_error"]["max"] <= 0.025 + 1e-6
 
 
 @pytest.mark.slow
