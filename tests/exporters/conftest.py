@@ -13,6 +13,7 @@ from deploykit.training.config import Config
 SIDE = 160  # of the network input, in pixels
 # Names of detectors whose recipe is called otherwise than NAME_r50_fpn_1x_coco.
 RECIPES = {"fcos": "fcos_r50-caffe_fpn_gn-head_1x_coco"}
+WITH_GROUP_NORM = ("fcos", "atss", "gfl")
 
 
 def small_recipe(name: str) -> Config:
@@ -27,7 +28,7 @@ def small_recipe(name: str) -> Config:
     else:
         model["bbox_head"] |= {"in_channels": 16, "feat_channels": 16, "num_classes": 3}
         model["test_cfg"] |= {"nms_pre": 200, "max_per_img": 30}
-        if name in RECIPES:
+        if name in WITH_GROUP_NORM:
             model["bbox_head"]["norm_cfg"] = {"type": "GN", "num_groups": 4}
     if "roi_head" in model:
         head = model["roi_head"]

@@ -27,6 +27,8 @@ from deploykit.training.model_spec import load_model
 DETECTORS = (
     "retinanet",
     "fcos",
+    "atss",
+    "gfl",
     "rpn",
     "faster-rcnn",
     "mask-rcnn",
@@ -34,7 +36,8 @@ DETECTORS = (
     "cascade-mask-rcnn",
 )
 # These hold what the graphs of the others hold; what takes long is done with them alone.
-IN_EVERY_LOWERING = DYNAMIC_DETECTORS = ("retinanet", "rpn", "mask-rcnn", "cascade-mask-rcnn")
+DYNAMIC_DETECTORS = ("retinanet", "rpn", "mask-rcnn", "cascade-mask-rcnn")
+IN_EVERY_LOWERING = (*DYNAMIC_DETECTORS, "fcos", "atss", "gfl")
 IN_EVERY_SHAPE = ("retinanet", "cascade-mask-rcnn")
 STATIC, STATIC_BATCH = ShapeRequest.parse("160x160"), ShapeRequest.parse("160x160", batch="3")
 DYNAMIC = ShapeRequest.parse(dynamic="128x128:160x160:192x224", batch="1:2:4")

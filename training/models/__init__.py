@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deploykit.errors import ConfigError
+from deploykit.training.models.assigners.atss_assigner import ATSSAssigner
 from deploykit.training.models.assigners.dynamic_soft_label_assigner import (
     DynamicSoftLabelAssigner,
 )
@@ -20,7 +21,7 @@ from deploykit.training.models.coders.distance_point import DistancePointBBoxCod
 from deploykit.training.models.data_preprocessor import DetDataPreprocessor
 from deploykit.training.models.detectors.base import BaseDetector
 from deploykit.training.models.detectors.cascade_rcnn import CascadeRCNN
-from deploykit.training.models.detectors.dense import FCOS
+from deploykit.training.models.detectors.dense import ATSS, FCOS, GFL
 from deploykit.training.models.detectors.fast_rcnn import FastRCNN
 from deploykit.training.models.detectors.faster_rcnn import FasterRCNN
 from deploykit.training.models.detectors.mask_rcnn import MaskRCNN
@@ -29,11 +30,14 @@ from deploykit.training.models.detectors.rpn import RPN
 from deploykit.training.models.detectors.rtmdet import RTMDet
 from deploykit.training.models.detectors.single_stage import SingleStageDetector
 from deploykit.training.models.heads.anchor_head import AnchorHead
+from deploykit.training.models.heads.atss_head import ATSSHead
 from deploykit.training.models.heads.fcos_head import FCOSHead
+from deploykit.training.models.heads.gfl_head import GFLHead
 from deploykit.training.models.heads.retina_head import RetinaHead, RetinaSepBNHead
 from deploykit.training.models.heads.rpn_head import RPNHead
 from deploykit.training.models.heads.rtmdet_head import RTMDetHead, RTMDetSepBNHead
 from deploykit.training.models.losses.cross_entropy_loss import CrossEntropyLoss
+from deploykit.training.models.losses.distribution_focal_loss import DistributionFocalLoss
 from deploykit.training.models.losses.focal_loss import FocalLoss
 from deploykit.training.models.losses.iou_losses import CIoULoss, DIoULoss, GIoULoss, IoULoss
 from deploykit.training.models.losses.l1_loss import L1Loss, SmoothL1Loss
@@ -57,9 +61,13 @@ from deploykit.training.models.samplers.random_sampler import RandomSampler
 from deploykit.training.registry import MODELS
 
 __all__ = [
+    "ATSS",
     "FCOS",
     "FPN",
+    "GFL",
     "RPN",
+    "ATSSAssigner",
+    "ATSSHead",
     "AnchorGenerator",
     "AnchorHead",
     "BBoxHead",
@@ -75,12 +83,14 @@ __all__ = [
     "DeltaXYWHBBoxCoder",
     "DetDataPreprocessor",
     "DistancePointBBoxCoder",
+    "DistributionFocalLoss",
     "DynamicSoftLabelAssigner",
     "FCNMaskHead",
     "FCOSHead",
     "FastRCNN",
     "FasterRCNN",
     "FocalLoss",
+    "GFLHead",
     "GIoULoss",
     "IoULoss",
     "L1Loss",

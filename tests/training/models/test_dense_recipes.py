@@ -10,6 +10,8 @@ import torch
 
 from deploykit.training.models import build_detector
 
+ATSS = "atss_r50_fpn_1x_coco"
+GFL = "gfl_r50_fpn_1x_coco"
 FCOS = "fcos_r50-caffe_fpn_gn-head_1x_coco"
 R18 = {"backbone": {"depth": 18}, "neck": {"in_channels": [64, 128, 256, 512]}}
 R101 = {"backbone": {"depth": 101}}
@@ -31,6 +33,12 @@ LAYOUTS: list[tuple[str, dict[str, Any], tuple[str, int, int]]] = [
     (FCOS, {"bbox_head": FCOS_CENTER}, ("beb76b37f07ca539", 377, 32_297_370)),
     (FCOS, {**R18, "bbox_head": FCOS_CENTER}, ("5988680447153746", 179, 19_277_722)),
     (FCOS, {**R101, "bbox_head": FCOS_CENTER}, ("59573cc2c64c6f44", 683, 51_289_498)),
+    (ATSS, {}, ("0e8dedcdb8d06f16", 369, 32_295_322)),
+    (ATSS, R18, ("a9b2f2468603868e", 171, 19_275_674)),
+    (ATSS, R101, ("600baf1bc2e83d03", 675, 51_287_450)),
+    (GFL, {}, ("3ab06099448b6fb4", 368, 32_440_537)),
+    (GFL, R101, ("0700e6b3762683a3", 674, 51_432_665)),
+    (GFL, X101_32, ("cb644338011d47f2", 674, 51_061_209)),
 ]
 
 
@@ -61,3 +69,12 @@ def test_published_schedule_of_fcos(recipe):
     warmup, steps = config["param_scheduler"]
     assert (warmup["type"], warmup["factor"], warmup["end"]) == ("ConstantLR", 1 / 3, 500)
     assert (steps["type"], steps["milestones"], steps["gamma"]) == ("MultiStepLR", [8, 11], 0.1)
+
+
+@pytest.mark.parametrize("name", [ATSS, GFL])
+def test_published_schedule_of_recipes_with_adaptive_assignment(recipe, name):
+    config = recipe(name)
+    assert config["optim_wrapper"]["optimizer"]["lr"] == 0.01
+    assert config["train_cfg"]["max_epochs"] == 12
+    assert config["model"]["train_cfg"]["assigner"] == {"type": "ATSSAssigner", "topk": 9}
+    assert config["model"]["test_cfg"]["nms"] == {"type": "nms", "iou_threshold": 0.6}

@@ -7,8 +7,27 @@ from deploykit.training.registry import MODELS
 
 
 @MODELS.register()
+class ATSS(SingleStageDetector):
+    """ATSS, which chooses the anchors to train by the statistics of each object.
+
+    Source: Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via
+    Adaptive Training Sample Selection", arXiv:1912.02424. Arguments are those of
+    ``SingleStageDetector``.
+    """
+
+
+@MODELS.register()
 class FCOS(SingleStageDetector):
     """FCOS, which predicts distances to the sides of a box from every point in it.
 
     Source: Tian et al., "FCOS", arXiv:1904.01355. Arguments are those of ``SingleStageDetector``.
+    """
+
+
+@MODELS.register()
+class GFL(SingleStageDetector):
+    """GFL, which scores classes by the quality of boxes and predicts distributions of their sides.
+
+    Source: Li et al., "Generalized Focal Loss", arXiv:2006.04388. Arguments are those of
+    ``SingleStageDetector``.
     """

@@ -191,7 +191,7 @@ class AnchorHead(nn.Module):
             deltas = all_rows(bbox_preds, 4)
             valid = self.prior_generator.valid_flags(sizes, padded_sizes)
             if self.allowed_border >= 0:
-                valid = valid & _inside(anchors, image_sizes, self.allowed_border)
+                valid = valid & inside_images(anchors, image_sizes, self.allowed_border)
             padded = PaddedTargets.from_targets(targets)
             sampling = self.sampler.sample(self.assigner.assign(anchors, padded, valid))
             return {
@@ -304,8 +304,17 @@ class AnchorHead(nn.Module):
         self.pos_weight = float(weight) if weight > 0 else 1.0
 
 
-def _inside(anchors: Tensor, image_sizes: Tensor, border: float) -> Tensor:
-    """Return bool [B, P]: whether anchors [P, 4] lie within images [B, 2] and a border."""
+def inside_images(anchors: Tensor, image_sizes: Tensor, border: float) -> Tensor:
+    """Tell which anchors lie within images.
+
+    Args:
+        anchors: float32 [P, 4], xyxy in pixels.
+        image_sizes: int [B, 2], (height, width) in pixels.
+        border: How far anchors may reach beyond, in pixels.
+
+    Returns:
+        bool [B, P].
+    """
     height, width = (image_sizes[:, i, None] + border for i in range(2))
     x1, y1, x2, y2 = anchors.unbind(dim=1)
     return (x1 >= -border) & (y1 >= -border) & (x2 < width) & (y2 < height)
