@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -22,9 +22,10 @@ _TYPES = {
 }
 Shape = tuple[int, int, int]
 
-# Operators of ONNX that TensorRT-RTX lacks, or whose shapes or flow depend on values.
+# Operators of ONNX that TensorRT-RTX lacks, or whose shapes or flow depend on values. RoIAlign has
+# a Loop, of operators that are none of these either.
 NOT_PRIMITIVE = frozenset(
-    {"NonMaxSuppression", "RoiAlign", "NonZero", "Compress", "Unique", "If", "Loop", "Scan"}
+    {"NonMaxSuppression", "RoiAlign", "NonZero", "Compress", "Unique", "If", "Scan"}
 )
 _PLAIN = {"ai.onnx": OPSET}
 _OPSETS = {"plugin": _PLAIN | {seam.DOMAIN: seam.VERSION}}
@@ -71,8 +72,8 @@ def check_operators(model: onnx.ModelProto, lowering: str) -> None:
         raise ExportError(f"the exported graph needs operator sets {versions}, expected {expected}")
     if lowering == "standard":
         return
-    nodes = list(model.graph.node) + [node for body in model.functions for node in body.node]
-    refused = sorted({node.op_type for node in nodes} & NOT_PRIMITIVE)
+    bodies = [model.graph.node, *(body.node for body in model.functions)]
+    refused = sorted({node.op_type for nodes in bodies for node in _nested(nodes)} & NOT_PRIMITIVE)
     if refused:
         raise ExportError(
             f"the exported graph holds {', '.join(refused)}, which '{lowering}' does without"
@@ -88,6 +89,14 @@ def check_operators(model: onnx.ModelProto, lowering: str) -> None:
                 )
         elif node.domain == seam.DOMAIN:
             _check_plugin_node(node, model)
+
+
+def _nested(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield nodes and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _nested(attribute.g.node)
 
 
 def _check_plugin_node(node: onnx.NodeProto, model: onnx.ModelProto) -> None:

@@ -16,7 +16,7 @@ REWRITES: dict[str, Rewrite] = {
 
 
 def lower(model: ir.Model) -> Limits:
-    """Replace the nodes of our own domain by plain ONNX without control flow, in place.
+    """Replace the nodes of our own domain by plain ONNX, in place; its only control flow is a Loop.
 
     Args:
         model: An exported model with nodes of the seam.

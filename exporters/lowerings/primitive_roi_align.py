@@ -1,10 +1,9 @@
 """``deploykit::MultilevelRoIAlign`` as gathers and matrix products, of the ``primitive`` lowering.
 
 All levels become one table of cells, from which windows of each region are gathered and reduced by
-the weights of both axes (``roi_windows``). The first two windows of every region are computed, and
-the further ones of a fixed number of regions, those with the most windows. That number is the
-limit of this form; where the sizes of the maps are known and no region can need more than two
-windows, or the regions are few, there is none. There must be at least one region.
+the weights of both axes (``roi_windows``). A fixed number of windows is computed ahead, more of
+them for the regions that need more (``roi_tiers``). A loop computes what is left, in no steps for
+most inputs, so the result is exact for every input and no region has to share with another.
 
 Source: He et al., "Mask R-CNN", arXiv:1703.06870, for RoIAlign.
 """
@@ -16,7 +15,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from hashlib import sha256
-from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -24,56 +22,38 @@ import onnx_ir as ir
 from deploykit.exporters import seam
 from deploykit.exporters.lowerings.graph_writer import GraphWriter
 from deploykit.exporters.lowerings.rewriting import Limits, add_written_function
+from deploykit.exporters.lowerings.roi_levels import NOWHERE
+from deploykit.exporters.lowerings.roi_tiers import CHUNK, UNIT, Tiers
 from deploykit.exporters.lowerings.roi_windows import LONG, SHORT, Regions, Windows
 from deploykit.exporters.seam import RoIAlignAttributes
 
 _FLOAT = ir.DataType.FLOAT.value
-LIMIT = "elongated_rois"
-FIRST_WINDOWS = 2
-# Regions in one product, with two windows each: 32 MiB of cells with 256 channels in float32.
-CHUNK = 32
-# Products if the number of regions is not known.
-CHUNKS = 16
+_FLOATS, _INT64 = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.INT64)
+_BOOL = ir.TensorType(ir.DataType.BOOL)
+# Windows in one step of the loop: one of this many regions, within these limits.
+STEP, LARGEST_STEP = 16, 256
 
 
-@dataclass(frozen=True)
-class RoIAlignSize:
-    """How much is computed.
-
-    Args:
-        elongated: At least how many regions may have more than two windows.
-        share: Of all regions, one in how many; the larger number counts.
-    """
-
-    elongated: int = 128
-    share: int = 6
-
-    def rows(self, count: int) -> int:
-        """Return how many of this number of regions may have more than two windows."""
-        return min(count, max(self.elongated, count // self.share))
-
-
-def rewrite(model: ir.Model, node: ir.Node, size: RoIAlignSize | None = None) -> Limits:
+def rewrite(model: ir.Model, node: ir.Node) -> Limits:
     """Replace a ``deploykit::MultilevelRoIAlign`` node, in place.
 
     Args:
         model: Where the node is.
         node: The node.
-        size: How much to compute.
 
     Returns:
-        How many regions may have more than two windows, unless all may.
+        No limits.
     """
     del model
     rois, *features = (value for value in node.inputs if value is not None)
     write = GraphWriter()
-    body = Body(write, RoIAlignAttributes.of(node), size or RoIAlignSize(), Shapes.of(node))
+    body = Body(write, RoIAlignAttributes.of(node), Shapes.of(node))
     result = body.crops(rois, features)
     write.take_place_of(node, result)
-    return body.shapes.limits(body.options, body.size)
+    return {}
 
 
-def add_body(model: ir.Model, node: ir.Node, size: RoIAlignSize | None = None) -> Limits:
+def add_body(model: ir.Model, node: ir.Node) -> Limits:
     """Give a ``deploykit::MultilevelRoIAlign`` node, which stays, a body and its output a shape.
 
     Nodes with other attributes or shapes have bodies of their own: overloads of one function.
@@ -81,13 +61,12 @@ def add_body(model: ir.Model, node: ir.Node, size: RoIAlignSize | None = None) -
     Args:
         model: Where the node is.
         node: The node.
-        size: How much the body computes.
 
     Returns:
-        How many regions may have more than two windows in the body, unless all may.
+        No limits.
     """
     rois, *features = (value for value in node.inputs if value is not None)
-    body = Body(GraphWriter(), RoIAlignAttributes.of(node), size or RoIAlignSize(), Shapes.of(node))
+    body = Body(GraphWriter(), RoIAlignAttributes.of(node), Shapes.of(node))
     names = ["rois", *(f"feature{level}" for level in range(len(features)))]
     inputs = [ir.Value(name=name) for name in names]
     output = body.crops(inputs[0], inputs[1:])
@@ -100,7 +79,7 @@ def add_body(model: ir.Model, node: ir.Node, size: RoIAlignSize | None = None) -
     count = rois.shape[0] if rois.shape is not None else None
     crops.type = ir.TensorType(features[0].dtype or ir.DataType.FLOAT)
     crops.shape = ir.Shape([count, channels, *body.options.output_size])
-    return body.shapes.limits(body.options, body.size)
+    return {}
 
 
 @dataclass(frozen=True)
@@ -128,16 +107,6 @@ class Shapes:
         maps = tuple((int(h), int(w)) for h, w in sides) if known else None  # type: ignore[arg-type]
         return cls(count if isinstance(count, int) else None, maps, half)
 
-    def limits(self, options: RoIAlignAttributes, size: RoIAlignSize) -> Limits:
-        """Return the limit, if there is one."""
-        most = self.most_windows(options)
-        if most is not None and most <= FIRST_WINDOWS:
-            return {}
-        if self.count is None:
-            return {LIMIT: size.elongated}
-        rows = size.rows(self.count)
-        return {} if rows == self.count else {LIMIT: rows}
-
     def most_windows(self, options: RoIAlignAttributes) -> int | None:
         """Return how many windows a region can have, or ``None`` if the maps are not known."""
         if self.maps is None:
@@ -147,26 +116,7 @@ class Shapes:
         for height, width in self.maps:
             long, short = (width, height) if not square else sorted((height, width), reverse=True)
             covers.append(math.ceil(long / LONG) * math.ceil(short / SHORT))
-        longest = max(side for pair in self.maps for side in pair)
-        narrow = math.ceil(longest / (LONG if square else SHORT))
-        return min(max(covers), max(bulky_windows(options), narrow, covers[-1]))
-
-
-def bulky_windows(options: RoIAlignAttributes) -> int:
-    """Return how many windows a region can have that is wider than one of them in both directions.
-
-    The rule for levels limits the area of a region, in cells, on all levels but the last.
-    """
-    levels = enumerate(options.spatial_scales[:-1])
-    side = max((2 ** (level + 1) * options.finest_scale * s for level, s in levels), default=0.0)
-    area, most = side * side * 1.001, 1
-    square = options.output_size[0] == options.output_size[1]
-    for along in range((SHORT if square else LONG) + 1, math.ceil(area / (SHORT - 1)) + 3):
-        across = math.floor(area / (along - 2) + 2)  # a side of s cells touches s + 2 at most
-        across = min(across, along) if square else across
-        if across > SHORT:
-            most = max(most, math.ceil(along / LONG) * math.ceil(across / SHORT))
-    return most
+        return max(covers)
 
 
 @dataclass(frozen=True)
@@ -176,38 +126,51 @@ class Body:
     Args:
         write: Takes the nodes.
         options: The attributes of the operator.
-        size: How much to compute.
         shapes: What is known of the inputs.
     """
 
     write: GraphWriter
     options: RoIAlignAttributes
-    size: RoIAlignSize
     shapes: Shapes
 
     def crops(self, rois: ir.Value, features: Sequence[ir.Value]) -> ir.Value:
         """Write the crops [R, C, height, width] of ``rois`` [R, 5] from the features."""
         write, options = self.write, self.options
-        regions = Regions.of(write, rois, list(features), options)
+        count = write("Shape", rois, start=0, end=1)
+        known = self.shapes.count or None  # an engine may refuse products of no regions
+        regions = Regions.of(write, self._filled(rois, known), list(features), options)
         table = self._table(features)
-        most = self.shapes.most_windows(options)
-        count = self.shapes.count
-        if most is not None and (most <= FIRST_WINDOWS or self._all_rows):
-            crops = self._stage(table, regions, count, 0, most)
-        elif count is not None and self._all_rows:
-            crops = self._stage(table, regions, count, 0, self._most_windows(features))
-        else:
-            crops = self._stage(table, regions, count, 0, FIRST_WINDOWS)
-            crops = self._with_further_windows(table, regions, features, crops)
-        channels = write("Shape", features[0], start=1, end=2)
-        shape = write("Concat", [0], channels, list(options.output_size), axis=0)
-        crops = write("Reshape", crops, shape)
+        tiers = Tiers.of(known, self.shapes.most_windows(options))
+        order, place = tiers.order(write, regions.count(write))
+        numbers, slots = tiers.windows(write, order)
+        windows = Windows.of(write, regions.take(write, numbers), slots, options.output_size)
+        columns = [windows.cells, windows.long_weights, windows.short_weights]
+        product = Product(table, options.output_size)
+        parts: list[ir.Value] = []
+        for tier, own in zip(tiers.items, tiers.stretches(write, order, columns), strict=True):
+            each, exact = tier.windows, known is not None
+            pieces = [
+                tier.split(write, own[0], exact, each),
+                tier.split(write, own[1], exact, each),
+                tier.split(write, product.in_a_row(write, each, own[2]), exact),
+            ]
+            parts += [product.crops(write, each, *piece) for piece in zip(*pieces, strict=True)]
+        crops = parts[0] if len(parts) == 1 else write("Concat", *parts, axis=0)
+        if not tiers.complete:
+            rest = Rest.of(write, regions, order, tiers)
+            crops = rest.added(write, crops, product)
+        crops = self._in_order(crops, place, regions.flipped, count, product.channels(write))
         return write("Cast", crops, to=ir.DataType.FLOAT16.value) if self.shapes.half else crops
 
-    @property
-    def _all_rows(self) -> bool:
-        count = self.shapes.count
-        return count is not None and self.size.rows(count) == count
+    def _filled(self, rois: ir.Value, known: int | None) -> ir.Value:
+        """Write at least one more region, up to a whole number of units, if it is not known."""
+        if known is not None:
+            return rois
+        write = self.write
+        count = write("Shape", rois, start=0, end=1)
+        shape = write("Sub", UNIT, write("Mod", count, UNIT))
+        shape = write("Concat", shape, [5], axis=0)
+        return write("Concat", rois, write("Expand", [0.0, *[NOWHERE] * 4], shape), axis=0)
 
     def _table(self, features: Sequence[ir.Value]) -> ir.Value:
         """Write all cells of all levels and images, one per row, float32 [cells, C]."""
@@ -220,123 +183,148 @@ class Body:
         table = parts[0] if len(parts) == 1 else write("Concat", *parts, axis=0)
         return write("Cast", table, to=_FLOAT) if self.shapes.half else table
 
-    def _most_windows(self, features: Sequence[ir.Value]) -> ir.Value:
-        """Write how many windows a region can have, int64 [], as ``Shapes.most_windows``."""
-        write = self.write
-        square = self.options.output_size[0] == self.options.output_size[1]
-        covers: list[ir.Value] = []
-        longest: ir.Value | None = None
-        for feature in features:
-            height = write("Squeeze", write("Shape", feature, start=2, end=3), [0])
-            width = write("Squeeze", write("Shape", feature, start=3, end=4), [0])
-            high = write("Max", height, width)
-            long, short = (high, write("Min", height, width)) if square else (width, height)
-            covers.append(write("Mul", self._windows(long, LONG), self._windows(short, SHORT)))
-            longest = high if longest is None else write("Max", longest, high)
-        narrow = self._windows(longest, LONG if square else SHORT)
-        most = write("Max", narrow, covers[-1], bulky_windows(self.options))
-        return write("Min", most, covers[0] if len(covers) == 1 else write("Max", *covers))
-
-    def _windows(self, cells: ir.Value | None, length: int) -> ir.Value:
-        return self.write("Div", self.write("Add", cells, length - 1), length)
-
-    def _with_further_windows(
-        self, table: ir.Value, regions: Regions, features: Sequence[ir.Value], crops: ir.Value
-    ) -> ir.Value:
-        """Write the sum of crops and what the further windows of elongated regions add."""
-        write, count = self.write, self.shapes.count
-        most: ir.Value | int | None = self.shapes.most_windows(self.options)
-        if most is None:
-            # At least one, though it may not exist: not every engine takes empty products.
-            most = write("Max", self._most_windows(features), FIRST_WINDOWS + 1)
-        rows = None if count is None else self.size.rows(count)
-        if rows is None:
-            total = write("Shape", crops, start=0, end=1)
-            share = write("Max", write("Div", total, self.size.share), [self.size.elongated])
-            number: ir.Value | list[int] = write("Min", share, total)
-        else:
-            number = [rows]
-        windows = write("Squeeze", regions.count(write), [1])
-        _, places = write.several(2, "TopK", windows, number, axis=0)
-        further = self._stage(table, regions.take(write, places), rows, FIRST_WINDOWS, most)
-        sums = write("Add", write("Gather", crops, places, axis=0), further)
-        return write("ScatterND", crops, write("Unsqueeze", places, [1]), sums)
-
-    def _stage(
+    def _in_order(
         self,
-        table: ir.Value,
-        regions: Regions,
-        count: int | None,
-        begin: int,
-        end: ir.Value | int,
+        crops: ir.Value,
+        place: ir.Value,
+        flipped: ir.Value | None,
+        count: ir.Value,
+        channels: ir.Value,
     ) -> ir.Value:
-        """Write what the windows ``begin..end`` of each region add to its crop, [R, C, bins]."""
-        write = self.write
-        slots = write("Cast", write("Range", begin, end, 1), to=_FLOAT)
-        slots = write("Unsqueeze", slots, [0])
-        windows = Windows.of(write, regions, slots, self.options.output_size)
-        columns = [
-            write("Unsqueeze", windows.long_cells, [2]),
-            write("Unsqueeze", windows.short_cells, [3]),
-            windows.long_weights,
-            windows.short_weights,
-        ]
-        if regions.flipped is not None:
-            columns.append(self._upright(regions.flipped))
-        number = end - begin if isinstance(end, int) else FIRST_WINDOWS
-        chunks = self._chunks(columns, count, number)
-        parts = [self._product(table, *part) for part in zip(*chunks, strict=True)]
-        return parts[0] if len(parts) == 1 else write("Concat", *parts, axis=0)
-
-    def _chunks(
-        self, columns: list[ir.Value], count: int | None, windows: int
-    ) -> list[Sequence[ir.Value]]:
-        """Split columns by regions, so that a product fits into memory."""
-        write = self.write
-        if count is not None:
-            chunk = max(CHUNK * FIRST_WINDOWS // windows, 1)
-            sizes = [min(chunk, count - start) for start in range(0, count, chunk)]
-            if len(sizes) <= 1:
-                return [[column] for column in columns]
-            return [write.several(len(sizes), "Split", column, sizes, axis=0) for column in columns]
-        total = write("Shape", columns[0], start=0, end=1)
-        edges = [write("Div", write("Mul", total, i), CHUNKS) for i in range(CHUNKS + 1)]
-        return [
-            [write("Slice", column, *pair, [0]) for pair in pairwise(edges)] for column in columns
-        ]
-
-    def _upright(self, flipped: ir.Value) -> ir.Value:
-        """Write which bin of a crop comes where, int64 [R, bins]; flipped crops are transposed."""
-        bins = np.arange(math.prod(self.options.output_size)).reshape(self.options.output_size)
-        turned = [int(place) for place in bins.T.flatten()]
-        return self.write("Where", flipped, turned, [int(place) for place in bins.flatten()])
-
-    def _product(
-        self,
-        table: ir.Value,
-        long_cells: ir.Value,
-        short_cells: ir.Value,
-        long_weights: ir.Value,
-        short_weights: ir.Value,
-        order: ir.Value | None = None,
-    ) -> ir.Value:
-        """Write crops from windows, float32 [r, C, bins]."""
+        """Write crops in the order of the regions and upright, [R, C, height, width]."""
         write = self.write
         height, width = self.options.output_size
-        channels = write("Shape", table, start=1, end=2)
-        cells = write("Gather", table, write("Add", short_cells, long_cells), axis=0)
-        rows = write("MatMul", long_weights, cells)  # [r, K, 16, width, C]
-        count = write("Shape", short_weights, start=0, end=1)
-        depth = write("Shape", short_weights, start=2, end=3)
-        shape = write("Concat", count, depth, write("Mul", channels, width), axis=0)
-        crops = write("MatMul", short_weights, write("Reshape", rows, shape))
-        bins = height * width
-        if order is None:
-            shape = write("Concat", count, [bins], channels, axis=0)
-            crops = write("Reshape", crops, shape)
-        else:
-            starts = write("Range", 0, write("Squeeze", count, [0]), 1)
-            starts = write("Unsqueeze", write("Mul", starts, bins), [1])
-            crops = write("Reshape", crops, write("Concat", [-1], channels, axis=0))
-            crops = write("Gather", crops, write("Add", order, starts), axis=0)
-        return write("Transpose", crops, perm=[0, 2, 1])
+        bins = np.arange(height * width).reshape(height, width)
+        upright: ir.Value | list[int] = bins.flatten().tolist()
+        if flipped is not None:
+            upright = write("Where", flipped, bins.T.flatten().tolist(), upright)
+        starts = write("Unsqueeze", write("Mul", place, height * width), [1])
+        rows = write("Slice", write("Add", starts, upright), [0], count, [0])
+        crops = write("Reshape", crops, write("Concat", [-1], channels, axis=0))
+        crops = write("Transpose", write("Gather", crops, rows, axis=0), perm=[0, 2, 1])
+        shape = write("Concat", count, channels, [height, width], axis=0)
+        return write("Reshape", crops, shape)
+
+
+@dataclass(frozen=True)
+class Product:
+    """Writes crops from windows.
+
+    Args:
+        table: All cells, float32 [cells, C].
+        output_size: (height, width) of a crop.
+    """
+
+    table: ir.Value
+    output_size: tuple[int, int]
+
+    def channels(self, write: GraphWriter) -> ir.Value:
+        """Write C, int64 [1]."""
+        return write("Shape", self.table, start=1, end=2)
+
+    def in_a_row(self, write: GraphWriter, each: int, short_weights: ir.Value) -> ir.Value:
+        """Write the weights of all windows of a region side by side, [r, height, each * 16]."""
+        if each == 1:
+            return short_weights
+        height = self.output_size[0]
+        apart = write("Reshape", short_weights, [-1, each, height, SHORT])
+        apart = write("Transpose", apart, perm=[0, 2, 1, 3])
+        return write("Reshape", apart, [-1, height, each * SHORT])
+
+    def crops(
+        self,
+        write: GraphWriter,
+        each: int,
+        cells: ir.Value,
+        long_weights: ir.Value,
+        short_weights: ir.Value,
+    ) -> ir.Value:
+        """Write the sums over ``each`` windows in succession, float32 [r, height, width * C].
+
+        Args:
+            write: Takes the nodes.
+            each: Windows of each region.
+            cells: Of the windows, as in ``Windows``.
+            long_weights: Likewise.
+            short_weights: As ``in_a_row`` returns them.
+        """
+        depth = write("Mul", self.channels(write), self.output_size[1])
+        rows = write("MatMul", long_weights, write("Gather", self.table, cells, axis=0))
+        rows = write("Reshape", rows, write("Concat", [-1, each * SHORT], depth, axis=0))
+        return write("MatMul", short_weights, rows)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The windows that were not computed ahead, as a list; by place of the region in the order.
+
+    Args:
+        regions: All regions, in their own order.
+        order: The regions by place, int64 [R].
+        capacities: How many windows were computed, int64 [R].
+        ends: Where the windows of a place end in the list, int64 [R].
+        begins: Where they begin.
+        step: How many windows are computed at a time, int64 [].
+    """
+
+    regions: Regions
+    order: ir.Value
+    capacities: ir.Value
+    ends: ir.Value
+    begins: ir.Value
+    step: ir.Value
+
+    @classmethod
+    def of(cls, write: GraphWriter, regions: Regions, order: ir.Value, tiers: Tiers) -> Rest:
+        """Write it."""
+        capacities = tiers.capacities(write, order)
+        needed = write("Gather", write("Squeeze", regions.count(write), [1]), order)
+        left = write("Sub", write("Cast", needed, to=ir.DataType.INT64.value), capacities)
+        left = write("Max", left, 0)
+        ends = write("CumSum", left, 0)
+        share = write("Div", write("Squeeze", write("Shape", order), [0]), STEP)
+        step = write("Max", write("Min", share, LARGEST_STEP), CHUNK)
+        return cls(regions, order, capacities, ends, write("Sub", ends, left), step)
+
+    def added(self, write: GraphWriter, crops: ir.Value, product: Product) -> ir.Value:
+        """Write the sum of crops, by place, and of what these windows add."""
+        total = write("ReduceMax", self.ends, keepdims=0)
+        steps = write("Div", write("Add", total, write("Sub", self.step, 1)), self.step)
+        number = ir.Value(name="number", type=_INT64, shape=ir.Shape([]))
+        go_on = ir.Value(name="go_on", type=_BOOL, shape=ir.Shape([]))
+        before = ir.Value(name="before", type=_FLOATS)
+        inner = GraphWriter()
+        more = inner("Identity", go_on)
+        after = self._step(inner, product, number, before)
+        for place, value in enumerate(v for node in inner.nodes for v in node.outputs):
+            value.name = f"rest_of_roi_align_{place}"
+        body = ir.Graph([number, go_on, before], [more, after], nodes=inner.nodes, name="rest")
+        more.type, more.shape = _BOOL, ir.Shape([])
+        after.type = _FLOATS
+        always = write("Cast", 1, to=ir.DataType.BOOL.value)
+        return write("Loop", steps, always, crops, body=body)
+
+    def _step(
+        self, write: GraphWriter, product: Product, number: ir.Value, crops: ir.Value
+    ) -> ir.Value:
+        """Write the sum of crops and of the windows of one step."""
+        index = write("Add", write("Mul", number, self.step), write("Range", 0, self.step, 1))
+        index = write("Unsqueeze", index, [1])  # [W, 1]
+        # Behind the end of the list it is the last place, which has no such windows.
+        ended = write("Cast", write("LessOrEqual", self.ends, index), to=ir.DataType.INT64.value)
+        last = write("Sub", write("Shape", self.ends), 1)
+        place = write("Min", write("ReduceSum", ended, [1], keepdims=0), last)  # [W]
+        slots = write("Unsqueeze", write("Gather", self.capacities, place), [1])
+        begins = write("Unsqueeze", write("Gather", self.begins, place), [1])
+        slots = write("Add", slots, write("Sub", index, begins))
+        regions = self.regions.take(write, write("Gather", self.order, place))
+        slots = write("Cast", slots, to=_FLOAT)
+        windows = Windows.of(write, regions, slots, product.output_size)
+        parts = product.crops(write, 1, windows.cells, windows.long_weights, windows.short_weights)
+        # Windows of one region: each gets the sum of all, so it does not matter which is written.
+        column = write("Unsqueeze", place, [1])
+        same = write("Equal", column, write("Unsqueeze", place, [0]))
+        flat = write("Reshape", parts, [0, -1])
+        sums = write("MatMul", write("Cast", same, to=_FLOAT), flat)
+        sums = write("Reshape", sums, write("Shape", parts))
+        return write("ScatterND", crops, column, write("Add", write("Gather", crops, place), sums))

@@ -121,57 +121,47 @@ class Regions:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of regions: cells and weights, K per region.
+    """Cells and weights of windows, one row per window.
 
     Args:
-        long_cells: Places in the table of cells less those of ``short_cells``, int64 [R, K, 32].
-        short_cells: int64 [R, K, 16].
-        long_weights: float32 [R, K, 1, bins, 32].
-        short_weights: float32 [R, bins, K * 16]; zeros in windows that the region does not have.
+        cells: Places in the table of all cells, int64 [W, 16, 32].
+        long_weights: float32 [W, 1, bins, 32].
+        short_weights: float32 [W, bins, 16]; zeros in windows that the region does not have.
     """
 
-    long_cells: ir.Value
-    short_cells: ir.Value
+    cells: ir.Value
     long_weights: ir.Value
     short_weights: ir.Value
 
     @classmethod
     def of(
-        cls,
-        write: GraphWriter,
-        regions: Regions,
-        slots: ir.Value,
-        output_size: tuple[int, int],
+        cls, write: GraphWriter, regions: Regions, slots: ir.Value, output_size: tuple[int, int]
     ) -> Windows:
         """Write them.
 
         Args:
             write: Takes the nodes.
-            regions: The regions.
-            slots: Which windows of each region, from 0, float32 [1, K].
+            regions: The region of each window.
+            slots: Which of the windows of its region each is, from 0, float32 [W, 1].
             output_size: (height, width) of the crops.
         """
         along, across = write.several(2, "Split", regions.windows, axis=1, num_outputs=2)
         short_index = write("Floor", write("Div", slots, along))
         long_index = write("Sub", slots, write("Mul", short_index, along))
-        exists = write("Less", slots, write("Mul", along, across))  # [R, K]
+        exists = write("Less", slots, write("Mul", along, across))
         bins = output_size[1], output_size[0]
         cells, weights = [], []
         for axis, (index, length) in enumerate(((long_index, LONG), (short_index, SHORT))):
             own = _Axis.of(write, regions, axis)
-            first = write("Add", own.first, write("Mul", index, float(length)))  # [R, K]
+            first = write("Add", own.first, write("Mul", index, float(length)))
             cells.append(own.places(write, first, length))
             weights.append(own.weights(write, first, bins[axis], length))
-        mask = write("Unsqueeze", write("Cast", exists, to=_FLOAT), [2, 3])
-        short = write("Transpose", write("Mul", weights[1], mask), perm=[0, 2, 1, 3])
-        count = write("Mul", write("Shape", slots, start=1), [SHORT])
-        shape = write("Concat", [0, 0], count, axis=0)
-        base = write("Unsqueeze", regions.base, [2])
+        places = write("Add", cells[1], write("Unsqueeze", regions.base, [2]))
+        mask = write("Unsqueeze", write("Cast", exists, to=_FLOAT), [2])
         return cls(
-            cells[0],
-            write("Add", cells[1], base),
-            write("Unsqueeze", weights[0], [2]),
-            write("Reshape", short, shape),
+            write("Add", write("Transpose", places, perm=[0, 2, 1]), cells[0]),
+            weights[0],
+            write("Mul", write("Squeeze", weights[1], [1]), mask),
         )
 
 
@@ -197,14 +187,14 @@ class _Axis:
         )
 
     def places(self, write: GraphWriter, first: ir.Value, length: int) -> ir.Value:
-        """Write where the cells of windows are in the table, int64 [R, K, length]."""
+        """Write where the cells of windows are in the table, int64 [W, 1, length]."""
         cells = write("Add", write("Unsqueeze", first, [2]), [float(i) for i in range(length)])
         last = write("Unsqueeze", write("Sub", self.limit, 1.0), [2])
         cells = write("Cast", write("Min", cells, last), to=_INT64)
         return write("Mul", cells, write("Unsqueeze", self.stride, [2]))
 
     def weights(self, write: GraphWriter, first: ir.Value, bins: int, length: int) -> ir.Value:
-        """Write the weights of the cells of windows, float32 [R, K, bins, length]."""
+        """Write the weights of the cells of windows, float32 [W, 1, bins, length]."""
         start, size, step, samples, limit = (
             write("Unsqueeze", value, [2, 3])
             for value in (self.start, self.size, self.step, self.samples, self.limit)
@@ -213,16 +203,16 @@ class _Axis:
         divisor = write("Max", step, 1e-20)
         places = write("Reshape", [float(i) for i in range(bins)], [1, 1, bins, 1])
         origin = write("Add", start, write("Mul", places, size))
-        origin = write("Add", origin, write("Mul", step, 0.5))  # [R, 1, bins, 1]
+        origin = write("Add", origin, write("Mul", step, 0.5))  # [W, 1, bins, 1]
         # Samples more than one cell outside of the map count as zeros: only begin..end is summed.
         begin = write("Ceil", write("Div", write("Sub", -1.0, origin), divisor))
         begin = write("Min", write("Max", begin, 0.0), samples)
         end = write("Floor", write("Div", write("Sub", limit, origin), divisor))
         end = write("Min", write("Max", write("Add", end, 1.0), begin), samples)
         # Coordinates from the first sample on keep their low bits far from the map's corner.
-        before = write("Unsqueeze", write("Sub", first, 1.0), [2, 3])  # [R, K, 1, 1]
+        before = write("Unsqueeze", write("Sub", first, 1.0), [2, 3])  # [W, 1, 1, 1]
         cells = [float(i) for i in range(length + 2)]
-        t = write("Add", write("Sub", before, origin), cells)  # [R, K, bins, length + 2]
+        t = write("Add", write("Sub", before, origin), cells)  # [W, 1, bins, length + 2]
         after = write("Floor", write("Div", t, divisor))
         after = write("Min", write("Max", write("Add", after, 1.0), begin), end)
         middle = write("Mul", write("Sub", write("Add", after, end), 1.0), 0.5)

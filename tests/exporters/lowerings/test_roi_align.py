@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -14,9 +12,8 @@ from hypothesis import strategies as st
 from roi_align_cases import STRIDES, TOLERANCES, build, load, run, unlowered
 from torchvision.ops import roi_align
 
-from deploykit.exporters.lowerings import lowering, primitive_roi_align
-from deploykit.exporters.lowerings.primitive_roi_align import RoIAlignSize
-from deploykit.exporters.lowerings.rewriting import rewrite_seam
+from deploykit.exporters.lowerings import lowering
+from deploykit.exporters.onnx_checks import check_operators
 from deploykit.plugins_trt import roi_align_reference
 
 LOWERINGS = ["standard", "primitive", "plugin"]
@@ -68,9 +65,11 @@ def test_equals_the_definition(name, rois, case):
     np.testing.assert_allclose(crops, expected, atol=TOLERANCES[dtype])
 
 
-def test_no_regions_in_standard():
-    """``primitive`` takes one region or more; a model always has some."""
-    assert run("standard", pyramid(), np.zeros((0, 5), np.float32)).shape == (0, 2, 7, 7)
+@pytest.mark.parametrize("name", LOWERINGS)
+@pytest.mark.parametrize("levels", [1, 4])
+def test_no_regions(name, levels):
+    crops = run(name, pyramid(levels=levels), np.zeros((0, 5), np.float32))
+    assert crops.shape == (0, 2, 7, 7)
 
 
 def regions(count, seed=0, batch=2, width=128, height=96, largest=160):
@@ -150,41 +149,75 @@ def test_mask_size_with_many_regions_and_static_shapes(name):
     run(name, features, rois, (14, 14), static=(300, 2, 2, 320, 320))
 
 
-def test_regions_beyond_the_limit_of_primitive_are_as_many_as_it_says():
-    elongated = np.float32([[0, 0, 0, 319, 20]])
-    bulky = np.float32([[0, 10, 10, 120, 120]])
-    features = pyramid(batch=1, height=320, width=320)
-    rois = np.concatenate([elongated] * 5 + [bulky] * 40)
-    eager = run("standard", features, rois)
-    model = unlowered((7, 7), 0, True, 56, 4, False, (45, 1, 2, 320, 320))
-    limits = rewrite_seam(
-        model,
-        {
-            "MultilevelRoIAlign": partial(
-                primitive_roi_align.rewrite, size=RoIAlignSize(elongated=3, share=100)
-            )
-        },
-    )
-    assert limits == {"elongated_rois": 3}
-    feeds = {f"feature{level}": feature for level, feature in enumerate(features)}
-    (crops,) = load(ir.to_proto(model)).run(None, {"rois": rois, **feeds})
-    wrong = np.abs(crops - eager).max(axis=(1, 2, 3)) > 1e-3
-    assert wrong.sum() == 5 - 3
-    assert not wrong[5:].any()
+ELONGATED, TALL = [0, 1500, 20], [0, 20, 1500]
+BULKY, SMALL = [1, 215, 221], [0, 20, 30]
+
+
+@pytest.mark.parametrize("name", ["primitive", "plugin"])
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize(
+    "kinds",
+    [[BULKY], [ELONGATED], [TALL], [ELONGATED, BULKY, TALL, SMALL], [SMALL] * 15 + [TALL]],
+    ids=["bulky", "elongated", "tall", "mixed", "few"],
+)
+def test_more_windows_than_are_computed_ahead(name, static, kinds):
+    """Regions of up to 375 cells length: what is not computed ahead has its turn in the loop."""
+    rng = np.random.default_rng(0)
+    rois = np.zeros((150, 5), np.float32)
+    kind = np.float32([kinds[row % len(kinds)] for row in range(150)])
+    rois[:, 0] = rng.integers(0, 2, 150)
+    rois[:, 1:3] = rng.uniform(0, 90, (150, 2))
+    rois[:, 3:] = rois[:, 1:3] + kind[:, 1:] * rng.uniform(0.9, 1, (150, 2))
+    features = pyramid(height=1600, width=1600)
+    shape = (150, 2, 2, 1600, 1600) if static else None
+    crops = run(name, features, rois, finest=112, static=shape, tolerance=2e-4)
+    assert np.abs(crops).max(axis=(1, 2, 3)).min() > 0
+
+
+size_of_side = st.sampled_from([0.0, 3.0, 30.0, 70.0, 130.0, 250.0])
+many = st.lists(
+    st.tuples(st.integers(0, 1), coordinate, coordinate, size_of_side, size_of_side),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(rows=many, copies=st.sampled_from([1, 7, 31]))
+@settings(max_examples=40, deadline=None)
+def test_any_mixture_of_sizes(rows, copies):
+    """Each region is that of a list of its own, whatever else is in the list and in the batch."""
+    rois = np.float32([(i, x, y, x + w, y + h) for i, x, y, w, h in rows] * copies)
+    features = pyramid(height=256, width=256)
+    crops = run("primitive", features, rois, finest=500)
+    for row in range(len(rows)):
+        image = int(rois[row, 0])
+        one = rois[row : row + 1] * np.float32([0, 1, 1, 1, 1])
+        alone = run("primitive", [level[image : image + 1] for level in features], one, finest=500)
+        np.testing.assert_allclose(crops[row :: len(rows)], np.repeat(alone, copies, 0), atol=1e-6)
+
+
+def test_what_is_left_of_one_image_does_not_touch_another():
+    bulky, small = [0, 1, 1, 200, 200], [1, 3, 5, 40, 60]
+    features = pyramid(height=256, width=256)
+    rois = np.float32([bulky] * 120 + [small] * 5)
+    crops = run("primitive", features, rois, finest=500)
+    alone = run("primitive", features, np.float32([small] * 5), finest=500)
+    np.testing.assert_array_equal(crops[120:], alone)
+
+
+@pytest.mark.parametrize("static", [(1000, 1, 2, 320, 320), (1000, 1, 2, 64, 64), None])
+@pytest.mark.parametrize("name", LOWERINGS)
+def test_no_limits(name, static):
+    assert lowering(name)(unlowered((7, 7), 0, True, 56, 4, False, static)) == {}
 
 
 @pytest.mark.parametrize(
-    ("static", "limit"),
-    [
-        ((1000, 1, 2, 320, 320), 166),
-        ((100, 1, 2, 320, 320), None),  # few regions
-        ((1000, 1, 2, 64, 64), None),  # maps that two windows cover
-        (None, 128),
-    ],
+    ("static", "loops"),
+    [((1000, 1, 2, 64, 64), 0), ((1000, 1, 2, 320, 320), 1), ((8, 1, 2, 320, 320), 1), (None, 1)],
 )
-def test_limits_of_primitive(static, limit):
-    model = unlowered((7, 7), 0, True, 56, 4, False, static)
-    assert lowering("primitive")(model) == ({} if limit is None else {"elongated_rois": limit})
+def test_a_loop_only_where_windows_can_be_left(static, loops):
+    proto = build("primitive", (7, 7), 0, True, 56, 4, False, static)
+    assert sum(node.op_type == "Loop" for node in proto.graph.node) == loops
 
 
 @pytest.mark.parametrize("static", [None, (40, 2, 2, 96, 128)])
@@ -198,8 +231,7 @@ def test_graph_is_valid_onnx_with_the_shape_of_the_output(name, static):
     domains = {opset.domain for opset in inferred.opset_import}
     assert domains == ({"", "deploykit"} if name == "plugin" else {""})
     if name == "primitive":
-        operators = {node.op_type for node in proto.graph.node}
-        assert not operators & {"RoiAlign", "NonZero", "If", "Loop", "Scan"}
+        check_operators(proto, name)
 
 
 def test_plugin_nodes_with_other_attributes_share_a_model():
