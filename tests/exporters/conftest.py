@@ -25,7 +25,7 @@ def small_recipe(name: str) -> Config:
     if "rpn_head" in model:
         model["rpn_head"] |= {"in_channels": 16, "feat_channels": 16}
         model["test_cfg"]["rpn"] |= {"nms_pre": 200, "max_per_img": 60}
-    else:
+    elif "bbox_head" in model:
         model["bbox_head"] |= {"in_channels": 16, "feat_channels": 16, "num_classes": 3}
         model["test_cfg"] |= {"nms_pre": 200, "max_per_img": 30}
         if name in WITH_GROUP_NORM:
@@ -41,6 +41,9 @@ def small_recipe(name: str) -> Config:
         if "mask_head" in head:
             head["mask_head"] |= {"in_channels": 16, "conv_out_channels": 16, "num_classes": 3}
         model["test_cfg"]["rcnn"] |= {"max_per_img": 20}
+        for step in config["test_dataloader"]["dataset"]["pipeline"]:
+            if step["type"] == "LoadProposals":
+                step["num_max_proposals"] = 60
     return config
 
 

@@ -22,12 +22,15 @@ import matplotlib
 import numpy as np
 import torch
 
+from deploykit.proposals import grid_proposals
 from deploykit.training.checkpoint import write_checkpoint
 from deploykit.training.config import Config, load_config
 from deploykit.training.data.coco_classes import COCO_CLASSES
 from deploykit.training.model_spec import num_classes
 from deploykit.training.models import BaseDetector, build_detector
 from deploykit.training.recipes import find_config
+
+Inputs = dict[str, torch.Tensor]  # arguments of predict
 
 CHINA = Path(__file__).parents[1] / "data" / "china.jpg"
 # (end of the module's name, wanted mean, wanted standard deviation) of the outputs of last layers,
@@ -87,7 +90,9 @@ def load_recipe(name: str, size: int) -> Config:
     options: dict[str, Any] = {"model.backbone.init_cfg": None}
     config = load_config(find_config(name), options)
     for loader in ("val_dataloader", "test_dataloader"):
-        for step in config[loader]["dataset"]["pipeline"]:
+        pipeline = config[loader]["dataset"]["pipeline"]
+        nested = [inner for step in pipeline for inner in step.get("transforms", ())]
+        for step in (*pipeline, *nested):
             if step["type"] == "Resize":
                 step["scale"] = (size, size)
     return config
@@ -107,36 +112,39 @@ def calibrated_detector(config: Config, size: int, seed: int = 0) -> BaseDetecto
         if parameter.dim() > 1:
             torch.nn.init.kaiming_normal_(parameter)
     crops = [cv2.resize(image, (size, size)) for _, image in list(photographs())[:24:8]]
-    images = torch.from_numpy(np.ascontiguousarray(np.stack(crops)[..., ::-1]))
+    inputs = {"images": torch.from_numpy(np.ascontiguousarray(np.stack(crops)[..., ::-1]))}
+    if model.takes_proposals:
+        proposals = torch.from_numpy(grid_proposals((size, size), 200))
+        inputs["proposals"] = proposals.repeat(len(crops), 1, 1)
     model.eval()
     with torch.no_grad():
-        _calibrate_norms(model, images)
+        _calibrate_norms(model, inputs)
         for suffix, mean, deviation in SPREADS:
             for name, layer in model.named_modules():
                 if name.endswith(suffix):
-                    _calibrate_layer(model, layer, images, mean, deviation)
+                    _calibrate_layer(model, layer, inputs, mean, deviation)
     return model
 
 
-def _calibrate_norms(model: BaseDetector, images: torch.Tensor) -> None:
+def _calibrate_norms(model: BaseDetector, inputs: Inputs) -> None:
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
         norm.momentum = None  # the plain mean over all runs, of which there is one
         norm.reset_running_stats()
-    model.predict(images)
+    model.predict(**inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval()
         norm.momentum = momentum
 
 
 def _calibrate_layer(
-    model: BaseDetector, layer: Any, images: torch.Tensor, mean: float, deviation: float
+    model: BaseDetector, layer: Any, inputs: Inputs, mean: float, deviation: float
 ) -> None:
     outputs: list[torch.Tensor] = []
     handle = layer.register_forward_hook(lambda _, __, output: outputs.append(output))
-    model.predict(images)
+    model.predict(**inputs)
     handle.remove()
     values = torch.cat([output.flatten() for output in outputs])
     layer.weight *= deviation / values.std()
