@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,25 @@ class Targets:
             self.ignored_boxes.to(device, non_blocking=non_blocking),
             None if self.masks is None else self.masks.to(device, non_blocking=non_blocking),
         )
+
+
+def objects_of_images(
+    targets: Sequence[Targets], image: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Look up objects of a batch.
+
+    Args:
+        targets: Ground truth per image.
+        image: int64 [N].
+        index: int64 [N], the object in its image.
+
+    Returns:
+        Labels int64 [N] and boxes float32 [N, 4].
+    """
+    counts = torch.tensor([len(target.boxes) for target in targets], device=image.device)
+    place = (counts.cumsum(0) - counts)[image] + index
+    labels = torch.cat([target.labels for target in targets])[place]
+    return labels, torch.cat([target.boxes for target in targets])[place]
 
 
 @dataclass

@@ -21,7 +21,7 @@ from deploykit.training.models.coders.distance_point import DistancePointBBoxCod
 from deploykit.training.models.data_preprocessor import DetDataPreprocessor
 from deploykit.training.models.detectors.base import BaseDetector
 from deploykit.training.models.detectors.cascade_rcnn import CascadeRCNN
-from deploykit.training.models.detectors.dense import ATSS, FCOS, GFL
+from deploykit.training.models.detectors.dense import ATSS, FCOS, FOVEA, GFL
 from deploykit.training.models.detectors.fast_rcnn import FastRCNN
 from deploykit.training.models.detectors.faster_rcnn import FasterRCNN
 from deploykit.training.models.detectors.mask_rcnn import MaskRCNN
@@ -32,6 +32,8 @@ from deploykit.training.models.detectors.single_stage import SingleStageDetector
 from deploykit.training.models.heads.anchor_head import AnchorHead
 from deploykit.training.models.heads.atss_head import ATSSHead
 from deploykit.training.models.heads.fcos_head import FCOSHead
+from deploykit.training.models.heads.fovea_head import FoveaHead
+from deploykit.training.models.heads.free_anchor_head import FreeAnchorRetinaHead
 from deploykit.training.models.heads.gfl_head import GFLHead
 from deploykit.training.models.heads.retina_head import RetinaHead, RetinaSepBNHead
 from deploykit.training.models.heads.rpn_head import RPNHead
@@ -63,6 +65,7 @@ from deploykit.training.registry import MODELS
 __all__ = [
     "ATSS",
     "FCOS",
+    "FOVEA",
     "FPN",
     "GFL",
     "RPN",
@@ -90,6 +93,8 @@ __all__ = [
     "FastRCNN",
     "FasterRCNN",
     "FocalLoss",
+    "FoveaHead",
+    "FreeAnchorRetinaHead",
     "GFLHead",
     "GIoULoss",
     "IoULoss",

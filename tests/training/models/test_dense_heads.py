@@ -44,8 +44,10 @@ def test_images_without_objects_train(model_config, make_batch, name, counts):
     losses = model(make_batch(counts, size=128))
     sum(losses.values()).backward()
     assert all(loss.dim() == 0 and math.isfinite(loss.item()) for loss in losses.values())
-    assert losses["loss_cls"] > 0
-    assert (losses["loss_bbox"] > 0) == (sum(counts) > 0)
+    free = name == "free-anchor"
+    assert losses["negative_bag_loss" if free else "loss_cls"] > 0
+    of_objects = losses["positive_bag_loss" if free else "loss_bbox"]
+    assert (of_objects > 0) == (sum(counts) > 0)
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
@@ -147,6 +149,69 @@ def test_fcos_assigns_each_point_the_smallest_object_in_range(model_config, name
     labels = torch.zeros(12, dtype=torch.int64)
     assert head._objects(priors, ranges, Targets(boxes, labels)).tolist() == expected
     assert len(set(expected)) > 5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fovea_assigns_the_middle_of_the_smallest_object_that_fits(model_config, seed):
+    head = build_detector(model_config("fovea")).bbox_head
+    generator = torch.Generator().manual_seed(seed)
+    corner = (torch.rand(9, 2, generator=generator) * 100).round()
+    boxes = torch.cat((corner, corner + torch.rand(9, 2, generator=generator) * 60 + 9), dim=1)
+    sizes = [(16, 20), (8, 10), (4, 5), (2, 3), (1, 2)]
+    expected = []
+    for (rows, columns), stride, (low, high) in zip(
+        sizes, head.strides, head.scale_ranges, strict=True
+    ):
+        level = [-1] * (rows * columns)
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+        for index in areas.argsort(descending=True).tolist():
+            if not low <= areas[index].sqrt() <= high:
+                continue
+            x1, y1, x2, y2 = (boxes[index] / stride).tolist()
+            shrink_x, shrink_y = (1 - head.sigma) * (x2 - x1) / 2, (1 - head.sigma) * (y2 - y1) / 2
+            # Cells whose centre is in the middle part; outermost cells stand for what is beyond.
+            left, right = math.ceil(x1 + shrink_x - 0.5), math.floor(x2 - shrink_x - 0.5)
+            top, bottom = math.ceil(y1 + shrink_y - 0.5), math.floor(y2 - shrink_y - 0.5)
+            left, right = (min(max(side, 0), columns - 1) for side in (left, right))
+            top, bottom = (min(max(side, 0), rows - 1) for side in (top, bottom))
+            for row in range(top, bottom + 1):
+                for column in range(left, right + 1):
+                    level[row * columns + column] = index
+        expected += level
+    labels = torch.zeros(9, dtype=torch.int64)
+    assert head._objects(sizes, Targets(boxes, labels)).tolist() == expected
+    assert len(set(expected)) > 5
+
+
+def test_free_anchor_does_not_call_a_hit_background(model_config):
+    head = build_detector(model_config("free-anchor")).bbox_head
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 7], [0, 0, 10, 2], [0, 0, 10, 9]])
+    target = Targets(torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8]]), torch.tensor([1, 1]))
+    hit = head._hit_probability(torch.zeros(4, 4), anchors, target)
+    assert not hit[:, [0, 2]].any()
+    # The threshold is 0.4; the best box of an object is sure, the others in proportion.
+    sure = [1.0, (7 / 8 - 0.4) / (8 / 9 - 0.4), 0.0, 1.0]
+    torch.testing.assert_close(hit[:, 1], torch.tensor(sure))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("fovea", {"with_deform": True}, "with_deform"),
+        ("fovea", {"base_edge_list": [16]}, "base_edge_list"),
+        ("gfl", {"anchor_generator": {
+            "type": "AnchorGenerator", "scales": [1, 2], "ratios": [1.0], "strides": [8, 16]}},
+         "one anchor per cell"),
+        ("atss", {"stacked_convs": 0}, "stacked_convs"),
+        ("atss", {"loss_cls": {"type": "CrossEntropyLoss"}}, "use_sigmoid"),
+        ("free-anchor", {"loss_cls": {"type": "CrossEntropyLoss"}}, "use_sigmoid"),
+    ],
+)  # fmt: skip
+def test_options_that_are_not_supported_are_refused(model_config, name, change, message):
+    config = model_config(name)
+    config["bbox_head"] |= change
+    with pytest.raises(ConfigError, match=message):
+        build_detector(config)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deploykit.training.models import build_detector
+from deploykit.training.models.heads.anchor_free_head import FOCAL_LOSS
 
 ATSS = "atss_r50_fpn_1x_coco"
 GFL = "gfl_r50_fpn_1x_coco"
@@ -23,6 +24,18 @@ FCOS_CENTER = {
     "center_sampling": True,
     "conv_bias": True,
     "loss_bbox": {"type": "GIoULoss", "loss_weight": 1.0},
+}
+RETINANET = "retinanet_r50_fpn_1x_coco"
+FREE_ANCHOR = {"bbox_head": {"type": "FreeAnchorRetinaHead", "loss_cls": FOCAL_LOSS}}
+FOVEA = {
+    "bbox_head": {
+        "_delete_": True,
+        "type": "FoveaHead",
+        "num_classes": 80,
+        "in_channels": 256,
+        "strides": [8, 16, 32, 64, 128],
+        "loss_bbox": {"type": "SmoothL1Loss", "beta": 0.11},
+    }
 }
 # sha256[:16] of the lines "key shape" of the state dict, sorted by key, that MMDetection 3.3.0
 # builds; the number of keys, and the number of parameters.
@@ -39,6 +52,10 @@ LAYOUTS: list[tuple[str, dict[str, Any], tuple[str, int, int]]] = [
     (GFL, {}, ("3ab06099448b6fb4", 368, 32_440_537)),
     (GFL, R101, ("0700e6b3762683a3", 674, 51_432_665)),
     (GFL, X101_32, ("cb644338011d47f2", 674, 51_061_209)),
+    (RETINANET, FOVEA, ("527aadbf2eeb2458", 354, 36_419_732)),
+    (RETINANET, R101 | FOVEA, ("c94d396dcae46b3d", 660, 55_411_860)),
+    (RETINANET, FREE_ANCHOR, ("31183db19335a243", 354, 37_968_692)),
+    (RETINANET, X101_32 | FREE_ANCHOR, ("88fff2c34950bc77", 660, 56_589_364)),
 ]
 
 
@@ -53,7 +70,9 @@ def layout(model: torch.nn.Module) -> tuple[str, int, int]:
 def test_state_dict_layout_is_that_of_mmdetection(recipe, name, changes, expected):
     config = recipe(name)["model"]
     for part, change in changes.items():
-        config[part] |= change
+        replaced = change.get("_delete_", False)
+        new = {key: value for key, value in change.items() if key != "_delete_"}
+        config[part] = new if replaced else config[part] | new
     with torch.device("meta"):
         assert layout(build_detector(config)) == expected
 

@@ -31,3 +31,12 @@ class GFL(SingleStageDetector):
     Source: Li et al., "Generalized Focal Loss", arXiv:2006.04388. Arguments are those of
     ``SingleStageDetector``.
     """
+
+
+@MODELS.register()
+class FOVEA(SingleStageDetector):
+    """FoveaBox, whose objects are predicted by the cells in their middle.
+
+    Source: Kong et al., "FoveaBox: Beyond Anchor-based Object Detector", arXiv:1904.03797.
+    Arguments are those of ``SingleStageDetector``.
+    """

@@ -181,14 +181,24 @@ class AnchorFreeHead(nn.Module):
             levels.append(
                 LevelPredictions(
                     prior_rows(score, self.num_classes),
-                    self.prior_generator.level_points(level, size, score.device),
+                    self._level_priors(level, size, score.device),
                     prior_rows(pred, 4),
                     prior_rows(quality[0], 1).squeeze(2) if quality else None,
                 )
             )
         best = best_predictions(levels, self.test_config)
-        boxes = self.bbox_coder.decode(best.priors, best.offsets, limits)
+        boxes = self._decode(best.priors, best.offsets, limits)
         return suppress_scored(boxes, best, self.test_config)
+
+    def _level_priors(self, level: int, size: tuple[int, int], device: torch.device) -> Tensor:
+        """Return what ``_decode`` has to know of the points of a level, float32 [N, D]."""
+        points: Tensor = self.prior_generator.level_points(level, size, device)
+        return points
+
+    def _decode(self, priors: Tensor, offsets: Tensor, limits: Tensor) -> Tensor:
+        """Return boxes float32 [B, K, 4] of priors [B, K, D] and predictions [B, K, 4]."""
+        boxes: Tensor = self.bbox_coder.decode(priors, offsets, limits)
+        return boxes
 
     def _build_layers(self) -> None:
         self.cls_convs = self._tower()

@@ -17,7 +17,7 @@ from deploykit.training.models.heads.dense_detections import DenseMaps, all_rows
 from deploykit.training.models.layers.scale import Scale
 from deploykit.training.models.losses.reduction import mean_over_workers
 from deploykit.training.registry import MODELS
-from deploykit.training.structures import Targets
+from deploykit.training.structures import Targets, objects_of_images
 
 INF = 1e8
 REGRESS_RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, INF))
@@ -107,7 +107,7 @@ class FCOSHead(AnchorFreeHead):
         logits = all_rows(cls_scores, self.num_classes)
         index = torch.stack([self._objects(priors, ranges, target) for target in targets])
         image, point = torch.nonzero(index >= 0, as_tuple=True)
-        labels, boxes = _of_objects(targets, image, index[image, point])
+        labels, boxes = objects_of_images(targets, image, index[image, point])
         all_labels = torch.full_like(index, self.num_classes)
         all_labels[image, point] = labels
         count = mean_over_workers(logits.new_tensor(len(image))).clamp(min=1.0)
@@ -187,11 +187,3 @@ def centerness_of(distances: Tensor) -> Tensor:
         / horizontal.amax(dim=1)
         * (vertical.amin(dim=1) / vertical.amax(dim=1))
     )
-
-
-def _of_objects(targets: Sequence[Targets], image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the labels int64 [N] and boxes float32 [N, 4] of objects of images [N]."""
-    counts = torch.tensor([len(target.boxes) for target in targets], device=image.device)
-    place = (counts.cumsum(0) - counts)[image] + index
-    labels = torch.cat([target.labels for target in targets])[place]
-    return labels, torch.cat([target.boxes for target in targets])[place]
