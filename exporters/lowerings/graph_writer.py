@@ -22,6 +22,7 @@ class GraphWriter:
 
     def __init__(self) -> None:
         self._tape = Tape()
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def __call__(self, op_type: str, *inputs: Operand, **attributes: Any) -> ir.Value:
         """Add a node with one output.
@@ -67,4 +68,7 @@ class GraphWriter:
     def _constant(self, value: Constant) -> ir.Value:
         array = np.asarray(value)
         array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
-        return self._tape.op("Constant", [], {"value": ir.tensor(array)})
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = self._tape.op("Constant", [], {"value": ir.tensor(array)})
+        return self._constants[key]

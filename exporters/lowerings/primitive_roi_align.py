@@ -154,7 +154,8 @@ class Body:
                 tier.split(write, own[1], exact, each),
                 tier.split(write, product.in_a_row(write, each, own[2]), exact),
             ]
-            parts += [product.crops(write, each, *piece) for piece in zip(*pieces, strict=True)]
+            shape = product.shape_of_rows(write, each)
+            parts += [product.crops(write, shape, *piece) for piece in zip(*pieces, strict=True)]
         crops = parts[0] if len(parts) == 1 else write("Concat", *parts, axis=0)
         if not tiers.complete:
             rest = Rest.of(write, regions, order, tiers)
@@ -222,6 +223,11 @@ class Product:
         """Write C, int64 [1]."""
         return write("Shape", self.table, start=1, end=2)
 
+    def shape_of_rows(self, write: GraphWriter, each: int) -> ir.Value:
+        """Write the shape of a product along the long side, int64 [3]."""
+        depth = write("Mul", self.channels(write), self.output_size[1])
+        return write("Concat", [-1, each * SHORT], depth, axis=0)
+
     def in_a_row(self, write: GraphWriter, each: int, short_weights: ir.Value) -> ir.Value:
         """Write the weights of all windows of a region side by side, [r, height, each * 16]."""
         if each == 1:
@@ -234,23 +240,22 @@ class Product:
     def crops(
         self,
         write: GraphWriter,
-        each: int,
+        shape: ir.Value,
         cells: ir.Value,
         long_weights: ir.Value,
         short_weights: ir.Value,
     ) -> ir.Value:
-        """Write the sums over ``each`` windows in succession, float32 [r, height, width * C].
+        """Write the sums over windows in succession, float32 [r, height, width * C].
 
         Args:
             write: Takes the nodes.
-            each: Windows of each region.
+            shape: ``shape_of_rows`` for the number of windows of each region.
             cells: Of the windows, as in ``Windows``.
             long_weights: Likewise.
             short_weights: As ``in_a_row`` returns them.
         """
-        depth = write("Mul", self.channels(write), self.output_size[1])
         rows = write("MatMul", long_weights, write("Gather", self.table, cells, axis=0))
-        rows = write("Reshape", rows, write("Concat", [-1, each * SHORT], depth, axis=0))
+        rows = write("Reshape", rows, shape)
         return write("MatMul", short_weights, rows)
 
 
@@ -320,7 +325,9 @@ class Rest:
         regions = self.regions.take(write, write("Gather", self.order, place))
         slots = write("Cast", slots, to=_FLOAT)
         windows = Windows.of(write, regions, slots, product.output_size)
-        parts = product.crops(write, 1, windows.cells, windows.long_weights, windows.short_weights)
+        shape = product.shape_of_rows(write, 1)
+        columns = windows.cells, windows.long_weights, windows.short_weights
+        parts = product.crops(write, shape, *columns)
         # Windows of one region: each gets the sum of all, so it does not matter which is written.
         column = write("Unsqueeze", place, [1])
         same = write("Equal", column, write("Unsqueeze", place, [0]))
