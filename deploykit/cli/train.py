@@ -210,9 +210,15 @@ def _config(args: argparse.Namespace, stack: ExitStack) -> Config:
     """Read the config and apply what the command line changes."""
     from deploykit.training.config import load_config
     from deploykit.training.engine import overrides
+    from deploykit.training.mmdetection2 import is_mmdetection2
     from deploykit.training.recipes import find_config
 
     config = load_config(find_config(args.config), args.cfg_options)
+    if is_mmdetection2(config):
+        raise ConfigError(
+            f"{args.config} is a config of MMDetection 2.x; training takes those of 3.x, see "
+            "MMDetection's guide of migration"
+        )
     if args.allow_custom_imports:
         _import_modules(config)
     if args.synthetic_data:

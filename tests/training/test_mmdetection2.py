@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+
+from deploykit import Detector
+from deploykit.cli import main
 from deploykit.errors import ConfigError
+from deploykit.training.checkpoint import read_checkpoint
 from deploykit.training.config import Config, load_config
 from deploykit.training.input_spec import input_spec_from_config
 from deploykit.training.mmdetection2 import from_mmdetection2, is_mmdetection2
 from deploykit.training.model_spec import spec_from_config
 from deploykit.training.recipes import find_config
 
+RUN = Path(__file__).parent / "mmengine_run"
 OLD = """
 img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 test_pipeline = [
@@ -118,3 +126,33 @@ def test_what_cannot_be_translated_is_named(replaced: dict[str, str], message: s
         config = old_config("retinanet_r50_fpn_1x_coco", **replaced)
         del config["test_pipeline"]
         from_mmdetection2(config)
+
+
+@pytest.mark.parametrize("key", ["config", "cfg"])
+def test_a_checkpoint_of_mmdetection_2_detects_the_same(tmp_path: Path, key: str):
+    """What MMDetection 2.x would have written of the weights in ``mmengine_run``."""
+    content = read_checkpoint(RUN / "tiny_retinanet.pth")
+    model = dict(Config.from_text(content["meta"]["cfg"])["model"])
+    del model["data_preprocessor"]
+    old = {**Config.from_text(OLD.replace("(1333, 800)", "(128, 128)")), "model": model}
+    meta = {key: Config(old).dumps(), "CLASSES": ("c0", "c1", "c2"), "mmdet_version": "2.28.0"}
+    path = tmp_path / "old.pth"
+    torch.save(
+        {"meta": meta, "state_dict": content["state_dict"]},
+        path,
+        _use_new_zipfile_serialization=False,
+    )
+    with np.load(RUN / "tiny_retinanet.npz") as file:
+        expected = dict(file)
+    found = Detector(path, device="cpu", score_threshold=0)(expected["image_bgr"])
+    assert found.class_names == ("c0", "c1", "c2")
+    assert found.labels.tolist() == expected["labels"].tolist()
+    np.testing.assert_allclose(found.boxes, expected["boxes"], atol=0.05, rtol=0)
+    np.testing.assert_allclose(found.scores, expected["scores"], atol=1e-4, rtol=0)
+
+
+def test_training_says_what_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "old.py"
+    file.write_text(f"{OLD}\nmodel = dict(type='RetinaNet')\n")
+    assert main(["train", str(file), "--work-dir", str(tmp_path / "run")]) == 2
+    assert "is a config of MMDetection 2.x; training takes those of 3.x" in capsys.readouterr().err
