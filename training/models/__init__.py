@@ -10,6 +10,7 @@ from typing import Any
 
 from deploykit.errors import ConfigError
 from deploykit.training.models.assigners.atss_assigner import ATSSAssigner
+from deploykit.training.models.assigners.center_region_assigner import CenterRegionAssigner
 from deploykit.training.models.assigners.dynamic_soft_label_assigner import (
     DynamicSoftLabelAssigner,
 )
@@ -18,10 +19,11 @@ from deploykit.training.models.backbones.cspnext import CSPNeXt
 from deploykit.training.models.backbones.resnet import ResNet, ResNetV1d, ResNeXt
 from deploykit.training.models.coders.delta_xywh import DeltaXYWHBBoxCoder
 from deploykit.training.models.coders.distance_point import DistancePointBBoxCoder
+from deploykit.training.models.coders.tblr import TBLRBBoxCoder
 from deploykit.training.models.data_preprocessor import DetDataPreprocessor
 from deploykit.training.models.detectors.base import BaseDetector
 from deploykit.training.models.detectors.cascade_rcnn import CascadeRCNN
-from deploykit.training.models.detectors.dense import ATSS, FCOS, FOVEA, GFL
+from deploykit.training.models.detectors.dense import ATSS, FCOS, FOVEA, FSAF, GFL
 from deploykit.training.models.detectors.fast_rcnn import FastRCNN
 from deploykit.training.models.detectors.faster_rcnn import FasterRCNN
 from deploykit.training.models.detectors.mask_rcnn import MaskRCNN
@@ -34,6 +36,7 @@ from deploykit.training.models.heads.atss_head import ATSSHead
 from deploykit.training.models.heads.fcos_head import FCOSHead
 from deploykit.training.models.heads.fovea_head import FoveaHead
 from deploykit.training.models.heads.free_anchor_head import FreeAnchorRetinaHead
+from deploykit.training.models.heads.fsaf_head import FSAFHead
 from deploykit.training.models.heads.gfl_head import GFLHead
 from deploykit.training.models.heads.retina_head import RetinaHead, RetinaSepBNHead
 from deploykit.training.models.heads.rpn_head import RPNHead
@@ -67,6 +70,7 @@ __all__ = [
     "FCOS",
     "FOVEA",
     "FPN",
+    "FSAF",
     "GFL",
     "RPN",
     "ATSSAssigner",
@@ -80,6 +84,7 @@ __all__ = [
     "CSPNeXtPAFPN",
     "CascadeRCNN",
     "CascadeRoIHead",
+    "CenterRegionAssigner",
     "ConvFCBBoxHead",
     "CrossEntropyLoss",
     "DIoULoss",
@@ -90,6 +95,7 @@ __all__ = [
     "DynamicSoftLabelAssigner",
     "FCNMaskHead",
     "FCOSHead",
+    "FSAFHead",
     "FastRCNN",
     "FasterRCNN",
     "FocalLoss",
@@ -121,6 +127,7 @@ __all__ = [
     "SingleStageDetector",
     "SmoothL1Loss",
     "StandardRoIHead",
+    "TBLRBBoxCoder",
     "build_detector",
 ]
 

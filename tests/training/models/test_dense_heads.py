@@ -204,6 +204,7 @@ def test_free_anchor_does_not_call_a_hit_background(model_config):
          "one anchor per cell"),
         ("atss", {"stacked_convs": 0}, "stacked_convs"),
         ("atss", {"loss_cls": {"type": "CrossEntropyLoss"}}, "use_sigmoid"),
+        ("fsaf", {"reg_decoded_bbox": False}, "reg_decoded_bbox"),
         ("free-anchor", {"loss_cls": {"type": "CrossEntropyLoss"}}, "use_sigmoid"),
     ],
 )  # fmt: skip

@@ -37,6 +37,20 @@ FOVEA = {
         "loss_bbox": {"type": "SmoothL1Loss", "beta": 0.11},
     }
 }
+FSAF = {
+    "bbox_head": {
+        "type": "FSAFHead",
+        "reg_decoded_bbox": True,
+        "anchor_generator": {
+            "type": "AnchorGenerator",
+            "scales": [1],
+            "ratios": [1.0],
+            "strides": [8, 16, 32, 64, 128],
+        },
+        "bbox_coder": {"type": "TBLRBBoxCoder", "normalizer": 4.0},
+        "loss_bbox": {"type": "IoULoss", "eps": 1e-6, "reduction": "none"},
+    }
+}
 # sha256[:16] of the lines "key shape" of the state dict, sorted by key, that MMDetection 3.3.0
 # builds; the number of keys, and the number of parameters.
 LAYOUTS: list[tuple[str, dict[str, Any], tuple[str, int, int]]] = [
@@ -54,6 +68,9 @@ LAYOUTS: list[tuple[str, dict[str, Any], tuple[str, int, int]]] = [
     (GFL, X101_32, ("cb644338011d47f2", 674, 51_061_209)),
     (RETINANET, FOVEA, ("527aadbf2eeb2458", 354, 36_419_732)),
     (RETINANET, R101 | FOVEA, ("c94d396dcae46b3d", 660, 55_411_860)),
+    (RETINANET, FSAF, ("d2fbf8e0110f4afa", 354, 36_419_732)),
+    (RETINANET, R101 | FSAF, ("96ebe7866d39d0ad", 660, 55_411_860)),
+    (RETINANET, X101_64 | FSAF, ("2d97979cb2af2075", 660, 94_317_972)),
     (RETINANET, FREE_ANCHOR, ("31183db19335a243", 354, 37_968_692)),
     (RETINANET, X101_32 | FREE_ANCHOR, ("88fff2c34950bc77", 660, 56_589_364)),
 ]

@@ -40,3 +40,12 @@ class FOVEA(SingleStageDetector):
     Source: Kong et al., "FoveaBox: Beyond Anchor-based Object Detector", arXiv:1904.03797.
     Arguments are those of ``SingleStageDetector``.
     """
+
+
+@MODELS.register()
+class FSAF(SingleStageDetector):
+    """FSAF, whose objects are trained at the level of the pyramid that predicts them best.
+
+    Source: Zhu et al., "Feature Selective Anchor-Free Module for Single-Shot Object Detection",
+    arXiv:1903.00621. Arguments are those of ``SingleStageDetector``.
+    """
