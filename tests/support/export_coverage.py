@@ -61,7 +61,8 @@ def try_lowerings(
                 )
             except ConversionParityError as error:
                 exported[lowering] = "parity"
-                parity[lowering] = "FAIL " + "; ".join(error.parity.reasons)[:120]
+                reasons = "; ".join(error.parity.reasons).replace(f"{images[0].parent}/", "")
+                parity[lowering] = f"FAIL {reasons[:120]}"
             except (DeploykitError, RuntimeError, ValueError) as error:
                 exported[lowering] = " ".join(f"{type(error).__name__}: {error}".split())[:120]
             else:

@@ -155,3 +155,33 @@ def test_mmdetections_own_configs():
         if not value.built and value.reason.split(":")[0].endswith(("Error", "Exception"))
     }
     assert not broken  # a refusal, never a crash
+
+
+def test_an_export_counts_for_every_config_with_the_same_model_and_input(folder: Path):
+    from export_coverage import share
+
+    found = sweep(folder)
+    assert share(found, "good.py", ({"standard": "ok"}, {"standard": "1e-05 px"})) == 2
+    assert share(found, "good.py", ({"plugin": "parity"}, {})) == 2
+    for name in ("good.py", "same.py"):
+        assert found[name].exported == {"standard": "ok", "plugin": "parity"}
+        assert found[name].parity == {"standard": "1e-05 px"}
+    assert found["sub/unknown.py"].exported == {}
+
+
+@pytest.mark.slow
+def test_a_model_is_exported_for_the_table(folder: Path, tmp_path: Path):
+    from detector_checkpoints import write_photographs
+    from export_coverage import try_lowerings
+
+    text = (folder / "good.py").read_text()
+    (folder / "good.py").write_text(
+        f"{text}model = dict(backbone=dict(depth=18, base_channels=8),"
+        "neck=dict(in_channels=[8, 16, 32, 64], out_channels=16),"
+        "bbox_head=dict(in_channels=16, feat_channels=16, num_classes=3))\n"
+    )
+    images = sorted(write_photographs(tmp_path / "photographs").iterdir())[::12]
+    exported, parity = try_lowerings(folder / "good.py", 128, images, ["standard"])
+    assert exported == {"standard": "ok"} and " px, " in parity["standard"]
+    exported, parity = try_lowerings(folder / "sub" / "unknown.py", 128, images, ["standard"])
+    assert "ok" not in exported["standard"] and not parity
