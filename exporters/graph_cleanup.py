@@ -46,6 +46,7 @@ def clean_up(model: ir.Model) -> None:
         one_pass(model)
     _name_initializers(model.graph)
     _name_nodes(model.graph)
+    _name_values(model.graph)
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.doc_string = model.graph.doc_string = None
@@ -73,3 +74,21 @@ def _name_nodes(graph: ir.Graph) -> None:
         node.doc_string = None
         for output in node.outputs:
             output.metadata_props.clear()
+
+
+def _name_values(graph: ir.Graph) -> None:
+    """Give values of subgraphs names of their own: ONNX propagates data by name alone."""
+    taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        subgraphs = [
+            attribute.as_graph()
+            for attribute in node.attributes.values()
+            if attribute.type == ir.AttributeType.GRAPH
+        ]
+        inputs = [value for subgraph in subgraphs for value in subgraph.inputs]
+        for value in (*node.outputs, *inputs):
+            name, number = value.name or node.op_type, 1
+            while value.name in taken:
+                number += 1
+                value.name = f"{name}_{number}"
+            taken.add(value.name)
