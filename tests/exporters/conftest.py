@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from detector_checkpoints import load_recipe, write_detector_checkpoint, write_photographs
@@ -13,13 +14,38 @@ from deploykit.training.config import Config
 SIDE = 160  # of the network input, in pixels
 # Names of detectors whose recipe is called otherwise than NAME_r50_fpn_1x_coco.
 RECIPES = {"fcos": "fcos_r50-caffe_fpn_gn-head_1x_coco"}
+# Names of detectors without a recipe: what they have instead of RetinaNet's head.
+HEADS: dict[str, dict[str, Any]] = {
+    "fovea": {
+        "type": "FoveaHead",
+        "base_edge_list": [1, 2, 4, 8, 16],  # for the distances of calibrated detectors
+        "strides": [8, 16, 32, 64, 128],
+        "loss_bbox": {"type": "SmoothL1Loss", "beta": 0.11},
+    },
+    "fsaf": {
+        "type": "FSAFHead",
+        "reg_decoded_bbox": True,
+        "anchor_generator": {
+            "type": "AnchorGenerator",
+            "scales": [1],
+            "ratios": [1.0],
+            "strides": [8, 16, 32, 64, 128],
+        },
+        "bbox_coder": {"type": "TBLRBBoxCoder", "normalizer": 16.0},
+        "loss_bbox": {"type": "IoULoss"},
+    },
+}
 WITH_GROUP_NORM = ("fcos", "atss", "gfl")
 
 
 def small_recipe(name: str) -> Config:
     """Return a recipe by the name of its detector, with ResNet-18 and few channels."""
-    config = load_recipe(RECIPES.get(name, f"{name}_r50_fpn_1x_coco"), SIDE)
+    recipe = "retinanet" if name in HEADS else name
+    config = load_recipe(RECIPES.get(name, f"{recipe}_r50_fpn_1x_coco"), SIDE)
     model = config["model"]
+    if name in HEADS:
+        model["type"] = "SingleStageDetector"
+        model["bbox_head"] = dict(HEADS[name])
     model["backbone"] |= {"depth": 18, "base_channels": 8}
     model["neck"] |= {"in_channels": [8, 16, 32, 64], "out_channels": 16}
     if "rpn_head" in model:
