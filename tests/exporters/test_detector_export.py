@@ -36,9 +36,9 @@ DETECTORS = (
     "cascade-mask-rcnn",
 )
 # Their graphs differ from RetinaNet's in the head alone, so one shape is enough.
-STATIC_ONLY = ("fcos", "gfl")
+STATIC_ONLY = ("fcos", "gfl", "atss", "fovea", "fsaf")
 # The operators of the seam are the same in the others.
-IN_EVERY_LOWERING = ("retinanet", "faster-rcnn", "mask-rcnn", *STATIC_ONLY)
+IN_EVERY_LOWERING = ("retinanet", "faster-rcnn", "mask-rcnn", "fcos", "gfl")
 SIZE = (160, 160)
 STATIC, STATIC_BATCH = ShapeRequest.parse("160x160"), ShapeRequest.parse("160x160", batch="3")
 DYNAMIC = ShapeRequest.parse(dynamic="128x128:160x160:192x224", batch="1:2:3")

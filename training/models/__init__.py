@@ -44,6 +44,7 @@ from deploykit.training.models.heads.rtmdet_head import RTMDetHead, RTMDetSepBNH
 from deploykit.training.models.losses.cross_entropy_loss import CrossEntropyLoss
 from deploykit.training.models.losses.distribution_focal_loss import DistributionFocalLoss
 from deploykit.training.models.losses.focal_loss import FocalLoss
+from deploykit.training.models.losses.ghm_loss import GHMC, GHMR
 from deploykit.training.models.losses.iou_losses import CIoULoss, DIoULoss, GIoULoss, IoULoss
 from deploykit.training.models.losses.l1_loss import L1Loss, SmoothL1Loss
 from deploykit.training.models.losses.quality_focal_loss import QualityFocalLoss
@@ -72,6 +73,8 @@ __all__ = [
     "FPN",
     "FSAF",
     "GFL",
+    "GHMC",
+    "GHMR",
     "RPN",
     "ATSSAssigner",
     "ATSSHead",

@@ -51,6 +51,12 @@ FSAF = {
         "loss_bbox": {"type": "IoULoss", "eps": 1e-6, "reduction": "none"},
     }
 }
+GHM = {
+    "bbox_head": {
+        "loss_cls": {"type": "GHMC", "bins": 30, "momentum": 0.75, "use_sigmoid": True},
+        "loss_bbox": {"type": "GHMR", "mu": 0.02, "bins": 10, "momentum": 0.7},
+    }
+}
 # sha256[:16] of the lines "key shape" of the state dict, sorted by key, that MMDetection 3.3.0
 # builds; the number of keys, and the number of parameters.
 LAYOUTS: list[tuple[str, dict[str, Any], tuple[str, int, int]]] = [
@@ -71,6 +77,10 @@ LAYOUTS: list[tuple[str, dict[str, Any], tuple[str, int, int]]] = [
     (RETINANET, FSAF, ("d2fbf8e0110f4afa", 354, 36_419_732)),
     (RETINANET, R101 | FSAF, ("96ebe7866d39d0ad", 660, 55_411_860)),
     (RETINANET, X101_64 | FSAF, ("2d97979cb2af2075", 660, 94_317_972)),
+    (RETINANET, GHM, ("05f1ccf3415a10a6", 358, 37_968_692)),
+    (RETINANET, R101 | GHM, ("5100300658cbe360", 664, 56_960_820)),
+    (RETINANET, X101_32 | GHM, ("581ad5fa9c5e1d55", 664, 56_589_364)),
+    (RETINANET, X101_64 | GHM, ("6a0f3c0c642c44c4", 664, 95_866_932)),
     (RETINANET, FREE_ANCHOR, ("31183db19335a243", 354, 37_968_692)),
     (RETINANET, X101_32 | FREE_ANCHOR, ("88fff2c34950bc77", 660, 56_589_364)),
 ]

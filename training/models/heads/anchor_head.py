@@ -194,9 +194,10 @@ class AnchorHead(nn.Module):
                 valid = valid & inside_images(anchors, image_sizes, self.allowed_border)
             padded = PaddedTargets.from_targets(targets)
             sampling = self.sampler.sample(self.assigner.assign(anchors, padded, valid))
+            counts = [height * width * self.num_base_priors for height, width in sizes]
             return {
-                "loss_cls": self._class_loss(logits, padded, sampling),
-                "loss_bbox": self._box_loss(deltas, anchors, padded, sampling),
+                "loss_cls": self._class_loss(logits, padded, sampling, counts),
+                "loss_bbox": self._box_loss(deltas, anchors, padded, sampling, counts),
             }
 
     def predict(self, feats: Sequence[Tensor], limits: Tensor) -> DetectionTensors:
@@ -255,23 +256,38 @@ class AnchorHead(nn.Module):
     def _forward_level(self, level: int, feat: Tensor) -> tuple[Tensor, ...]:
         return self.conv_cls(feat), self.conv_reg(feat)
 
-    def _class_loss(self, logits: Tensor, targets: PaddedTargets, sampling: Sampling) -> Tensor:
+    def _class_loss(
+        self,
+        logits: Tensor,
+        targets: PaddedTargets,
+        sampling: Sampling,
+        level_sizes: Sequence[int],
+    ) -> Tensor:
         """Return the class loss of logits float32 [B, P, C]."""
         labels = targets.labels.new_full(logits.shape[:2], self.num_classes)
         if targets.labels.shape[1]:
             own = targets.labels.gather(1, sampling.gt_index.clamp(min=0))
             labels = torch.where(sampling.positive, own, labels)
         weights = sampling.positive * self.pos_weight + sampling.negative * 1.0
-        loss: Tensor = self.loss_cls(
-            logits.flatten(0, 1),
-            labels.flatten(),
-            weights.flatten(),
-            avg_factor=sampling.avg_factor,
-        )
-        return loss
+        parts = [(logits, labels, weights)]
+        if getattr(self.loss_cls, "by_level", False):
+            split = (torch.split(values, list(level_sizes), dim=1) for values in parts[0])
+            parts = list(zip(*split, strict=True))
+        losses = [
+            self.loss_cls(
+                part.flatten(0, 1), own.flatten(), weight.flatten(), avg_factor=sampling.avg_factor
+            )
+            for part, own, weight in parts
+        ]
+        return torch.stack(losses).sum()
 
     def _box_loss(
-        self, deltas: Tensor, anchors: Tensor, targets: PaddedTargets, sampling: Sampling
+        self,
+        deltas: Tensor,
+        anchors: Tensor,
+        targets: PaddedTargets,
+        sampling: Sampling,
+        level_sizes: Sequence[int],
     ) -> Tensor:
         """Return the box loss of deltas float32 [B, P, 4] over the positive anchors."""
         image, prior = torch.nonzero(sampling.positive, as_tuple=True)
@@ -281,8 +297,13 @@ class AnchorHead(nn.Module):
             pred = self.bbox_coder.decode(own, pred)
         else:
             boxes = self.bbox_coder.encode(own, boxes)
-        loss: Tensor = self.loss_bbox(pred, boxes, avg_factor=sampling.avg_factor)
-        return loss
+        parts = [(pred, boxes)]
+        if getattr(self.loss_bbox, "by_level", False):
+            ends = torch.tensor(level_sizes, device=prior.device).cumsum(0)
+            level = torch.bucketize(prior, ends, right=True)
+            parts = [(pred[level == i], boxes[level == i]) for i in range(len(level_sizes))]
+        losses = [self.loss_bbox(part, own, avg_factor=sampling.avg_factor) for part, own in parts]
+        return torch.stack(losses).sum()
 
     def _read_train_config(self, train_cfg: Mapping[str, Any]) -> None:
         name = type(self).__name__
