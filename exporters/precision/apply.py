@@ -78,14 +78,19 @@ def apply_precision(
     record = PrecisionRecord(
         options.precision, dict(counts), selection.kept, images, details | {"runs": len(feeds)}
     )
-    onnx.checker.check_model(converted, full_check=True)
+    try:
+        onnx.checker.check_model(converted, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise ExportError(f"the graph in {options.precision} is not valid ONNX: {text}") from error
     return converted, record
 
 
 def _float16(
     model: onnx.ModelProto, options: PrecisionOptions, feeds: Sequence[Feeds]
 ) -> tuple[onnx.ModelProto, Selection, dict[str, Any]]:
-    graph = ir.from_proto(model)
+    # A loop or a function does not tell the types of its outputs; the pass has to know them.
+    graph = ir.from_proto(onnx.shape_inference.infer_shapes(model, strict_mode=True))
     computed = [
         value.name
         for node in network_nodes(graph.graph)

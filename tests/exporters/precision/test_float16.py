@@ -4,8 +4,10 @@ import onnx_ir as ir
 import pytest
 from graphs import model_of, node_types, run
 
+from deploykit.exporters.precision.apply import apply_precision
 from deploykit.exporters.precision.float16 import to_float16
 from deploykit.exporters.precision.float16_rounding import with_explicit_rounding
+from deploykit.exporters.precision.options import PrecisionOptions
 
 NETWORK = """
 g (float[1,3,16,16] x) => (float[1,8,32,32] y, float[1,8,1,1] m)
@@ -134,3 +136,30 @@ def test_written_out_rounding_is_that_of_float16_arithmetic(image):
     )
     relu = np.maximum((step * factor).astype(np.float16) + offset, np.float16(0))
     np.testing.assert_array_equal(m[0, :, 0, 0], relu.max(axis=(2, 3))[0].astype(np.float32))
+
+
+def test_a_loop_sees_float32_values_of_a_float16_network(image):
+    """Bodies read values of the graph around them; outputs of a loop have no type of their own."""
+    text = """
+    g (float[1,3,16,16] x, int64 times) => (float[1,8,16,16] y)
+    <float[8,3,3,3] w, float[8] b, float[8,8,1,1] v>
+    {
+        c = Conv<pads = [1,1,1,1]>(x, w, b)
+        r = Relu(c)
+        yes = Constant<value = bool {1}>()
+        total = Loop(times, yes, r) <body = body (int64 i, bool on, float[1,8,16,16] before)
+            => (bool again, float[1,8,16,16] after) { again = Identity(on) after = Add(before, r) }>
+        y = Conv(total, v)
+    }
+    """
+    rng = np.random.default_rng(0)
+    values = {name: weights(rng)[name] for name in ("w", "b")}
+    values["v"] = rng.normal(0, 0.3, (8, 8, 1, 1)).astype(np.float32)
+    modules = ["backbone.conv", "backbone.act", None, None, "neck.conv"]
+    model = model_of(text, modules, values)
+    del model.graph.value_info[:]
+    feed = {"x": image, "times": np.asarray(3, np.int64)}
+    converted, record = apply_precision(model, PrecisionOptions("fp16"), [feed], "noise")
+    assert record.converted == {"Conv": 2, "Relu": 1}
+    (exact,), (half,) = run(model, **feed), run(with_explicit_rounding(converted), **feed)
+    assert 0 < np.abs(exact - half).max() < 0.02 * np.abs(exact).max()
