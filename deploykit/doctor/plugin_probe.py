@@ -53,9 +53,14 @@ def compare_with_references(device: Any) -> str:
     boxes = np.concatenate((corner, corner + rng.uniform(5, 60, corner.shape)), 2).astype("f4")
     scores = rng.uniform(0, 1, (2, 1000)).astype(np.float32)
     labels = rng.integers(0, 3, (2, 1000)).astype(np.int32)
-    arrays = [device.upload(array) for array in (boxes, scores, labels)]
-    kept = device.download(kernel_chain.batched_nms(device, *arrays, IOU_THRESHOLD, MAX_OUT))
-    expected = nms_reference.batched_nms(boxes, scores, labels, IOU_THRESHOLD, MAX_OUT)
+    inputs = [device.upload(array) for array in (boxes, scores, labels)]
+    indices = kernel_chain.batched_nms(
+        device, inputs[0], inputs[1], inputs[2], IOU_THRESHOLD, MAX_OUT
+    )
+    kept = device.download(indices)
+    expected = nms_reference.batched_nms(
+        boxes, scores, labels.astype(np.int64), IOU_THRESHOLD, MAX_OUT
+    )
     if not np.array_equal(kept, expected):
         wrong = int((kept != expected).sum())
         raise BackendError(f"NMS on the GPU differs from its reference in {wrong} of {kept.size}")
