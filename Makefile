@@ -32,7 +32,7 @@ typecheck: $(STAMP)
 	cd .typecheck && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml -p deploykit
 
 test: lint typecheck
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf $(VENV) .typecheck demo-output build dist *.egg-info
