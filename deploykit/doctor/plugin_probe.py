@@ -36,8 +36,24 @@ def compile_kernels(architecture: int = ARCHITECTURES[0]) -> int:
     return len(kernels)
 
 
+def scene() -> dict[str, Any]:
+    """Return inputs of both operators by name: 2 x 1000 boxes, 16 regions, two feature maps."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 200, (2, 1000, 2)).astype(np.float32)
+    boxes = np.concatenate((corner, corner + rng.uniform(5, 60, corner.shape)), 2).astype("f4")
+    images = np.repeat([[0.0], [1.0]], 8, 0)
+    return {
+        "boxes": boxes,
+        "scores": rng.uniform(0, 1, (2, 1000)).astype(np.float32),
+        "labels": rng.integers(0, 3, (2, 1000)),
+        "rois": np.concatenate((images, boxes[:, :8].reshape(16, 4)), 1).astype(np.float32),
+        "feature0": rng.normal(0, 1, (2, 8, 64, 64)).astype(np.float32),
+        "feature1": rng.normal(0, 1, (2, 8, 32, 32)).astype(np.float32),
+    }
+
+
 def compare_with_references(device: Any) -> str:
-    """Run both operators on a device and compare them with numpy.
+    """Run the kernels of both operators on a device and compare them with numpy.
 
     Args:
         device: A ``deploykit.kernel_device.KernelDevice``, or an emulated one.
@@ -48,33 +64,33 @@ def compare_with_references(device: Any) -> str:
     Raises:
         BackendError: A result is wrong.
     """
-    rng = np.random.default_rng(0)
-    corner = rng.uniform(0, 200, (2, 1000, 2)).astype(np.float32)
-    boxes = np.concatenate((corner, corner + rng.uniform(5, 60, corner.shape)), 2).astype("f4")
-    scores = rng.uniform(0, 1, (2, 1000)).astype(np.float32)
-    labels = rng.integers(0, 3, (2, 1000)).astype(np.int32)
-    inputs = [device.upload(array) for array in (boxes, scores, labels)]
+    inputs = scene()
+    given = {name: device.upload(array) for name, array in inputs.items() if name != "labels"}
+    labels = device.upload(inputs["labels"].astype(np.int32))
     indices = kernel_chain.batched_nms(
-        device, inputs[0], inputs[1], inputs[2], IOU_THRESHOLD, MAX_OUT
+        device, given["boxes"], given["scores"], labels, IOU_THRESHOLD, MAX_OUT
     )
-    kept = device.download(indices)
-    expected = nms_reference.batched_nms(
-        boxes, scores, labels.astype(np.int64), IOU_THRESHOLD, MAX_OUT
-    )
-    if not np.array_equal(kept, expected):
-        wrong = int((kept != expected).sum())
-        raise BackendError(f"NMS on the GPU differs from its reference in {wrong} of {kept.size}")
-    features = [rng.normal(0, 1, (2, 8, 64 >> i, 64 >> i)).astype(np.float32) for i in range(2)]
-    rois = np.concatenate((np.repeat([[0.0], [1.0]], 8, 0), boxes[:, :8].reshape(16, 4)), 1)
-    rois = rois.astype(np.float32)
-    maps = [device.upload(array) for array in features]
-    crops = device.download(
-        kernel_chain.multilevel_roi_align(device, maps, device.upload(rois), REGIONS)
-    )
-    error = float(np.abs(crops - _reference_crops(features, rois)).max())
+    maps = [given["feature0"], given["feature1"]]
+    crops = kernel_chain.multilevel_roi_align(device, maps, given["rois"], REGIONS)
+    check_results(inputs, device.download(indices), device.download(crops))
+    return "NMS of 2 x 1000 boxes and RoIAlign of 16 regions equal their references"
+
+
+def check_results(inputs: dict[str, Any], indices: Any, crops: Any) -> None:
+    """Compare results for the inputs of ``scene`` with numpy.
+
+    Raises:
+        BackendError: A result is wrong.
+    """
+    boxes, scores, labels = (inputs[name] for name in ("boxes", "scores", "labels"))
+    expected = nms_reference.batched_nms(boxes, scores, labels, IOU_THRESHOLD, MAX_OUT)
+    if not np.array_equal(indices, expected):
+        wrong = int((indices != expected).sum())
+        raise BackendError(f"NMS on the GPU differs from its reference in {wrong} places")
+    features = [inputs["feature0"], inputs["feature1"]]
+    error = float(np.abs(crops - _reference_crops(features, inputs["rois"])).max())
     if not error < 1e-4:
         raise BackendError(f"RoIAlign on the GPU is off its reference by {error:.2g}")
-    return f"NMS of 2 x 1000 boxes and RoIAlign of {len(rois)} regions equal their references"
 
 
 def _reference_crops(features: list[Any], rois: Any) -> Any:

@@ -248,13 +248,20 @@ def _tensorrt(name: str) -> Answer:
 
 
 def _plugins(_: str) -> Answer:
+    from deploykit.doctor.plugin_engine import run_plugins_in_engine
     from deploykit.doctor.plugin_probe import compare_with_references, compile_kernels
     from deploykit.kernel_device import KernelDevice
+    from deploykit.tensorrt_flavour import load_flavour
 
     compiled = f"{compile_kernels()} kernels compile"
     if not _gpu_count():
         return Answer("works", compiled, "running them needs an NVIDIA GPU, and there is none")
-    return Answer("works", f"{compiled}; {compare_with_references(KernelDevice())}")
+    done = f"{compiled}; {compare_with_references(KernelDevice())}"
+    try:
+        tensorrt = load_flavour("tensorrt")
+    except MissingDependencyError as error:
+        return Answer("works", done, f"not tried in an engine: {error}")
+    return Answer("works", f"{done}; {run_plugins_in_engine(tensorrt)}")
 
 
 def _gpu_count() -> int:

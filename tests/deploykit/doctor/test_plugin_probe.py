@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 
-from deploykit.doctor.plugin_probe import compare_with_references, compile_kernels
+from deploykit.doctor.plugin_engine import plugin_graph
+from deploykit.doctor.plugin_probe import compare_with_references, compile_kernels, scene
 from deploykit.errors import BackendError
+from deploykit.exporters.lowerings.plugin_kernels import expand
 from deploykit.plugins_trt.host_emulation import HostDevice
+from deploykit.plugins_trt.registration import PLUGINS
 
 
 def test_all_kernels_compile():
@@ -25,3 +28,15 @@ def test_a_wrong_result_is_noticed(tmp_path, ndim, message):
 
     with pytest.raises(BackendError, match=message):
         compare_with_references(Wrong(tmp_path))
+
+
+def test_the_graph_for_the_engine_is_one_of_plugins():
+    expanded = expand(plugin_graph())
+    kinds = {node.op_type for node in expanded.graph.node if node.domain == "deploykit"}
+    names = {plugin.name for plugin in PLUGINS}
+    assert kinds == {name for name in names if name.startswith("Nms")} | {"MultilevelRoIAlign2"}
+    assert kinds <= names
+    assert {value.name for value in expanded.graph.input} == set(scene())
+    outputs = {value.name: value.type.tensor_type for value in expanded.graph.output}
+    assert [dim.dim_value for dim in outputs["indices"].shape.dim] == [2, 100]
+    assert [dim.dim_value for dim in outputs["crops"].shape.dim] == [16, 8, 7, 7]
