@@ -24,6 +24,7 @@ from deploykit.exporters.lowerings import lowering as find_lowering
 from deploykit.exporters.onnx_checks import check_model
 from deploykit.exporters.onnx_file import set_spec, write_model
 from deploykit.exporters.parity_images import choose_images
+from deploykit.exporters.precision.calibration_images import calibration_images
 from deploykit.exporters.precision.cost import PrecisionCost
 from deploykit.exporters.precision.lower import lower_precision
 from deploykit.exporters.precision.options import PrecisionOptions
@@ -134,6 +135,7 @@ def export_onnx(
         loaded = load_model(checkpoint, config, test_options=test_options)
         spec = _artefact_spec(loaded.spec, shape, lowering, Path(checkpoint))
         images, source = choose_images(parity.images, loaded.config)
+        calibration = calibration_images(precision, loaded.config)
     with limited_candidates(loaded.model, lowering) as limits:
         for name, limit in limits.items():
             with step(f"limit {name} to {limit} for '{lowering}'"):
@@ -157,7 +159,7 @@ def export_onnx(
             spec, cost = replace(spec, parity=outcome.summary()), None
             if precision.precision != "fp32":
                 model, cost = lower_precision(
-                    model, spec, candidate, images, loaded.config, precision, step
+                    model, spec, candidate, images, calibration, loaded.config, precision, step
                 )
                 record = outcome.summary() | {"precision": cost.summary()}
                 spec = replace(spec, precision=precision.precision, parity=record)

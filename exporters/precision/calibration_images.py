@@ -29,12 +29,15 @@ def calibration_images(
         config: The model's config, whose training images are the second choice.
 
     Returns:
-        The images, evenly spread over what there is, and in words where they come from.
+        The images, evenly spread over what there is, and in words where they come from; none for
+        fp32.
 
     Raises:
         MediaError: A named file or folder is missing, or there is no image in it.
         UsageError: int8 is asked for and there are no real images.
     """
+    if options.precision == "fp32":
+        return [], "none"
     if not options.images:
         paths = dataset_images(config, ("train_dataloader",))
         if paths:

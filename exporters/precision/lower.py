@@ -14,7 +14,7 @@ import onnx
 from deploykit.exporters.onnx_file import set_spec, write_model
 from deploykit.exporters.parity_images import Image
 from deploykit.exporters.precision.apply import apply_precision
-from deploykit.exporters.precision.calibration_images import calibration_images, graph_inputs
+from deploykit.exporters.precision.calibration_images import graph_inputs
 from deploykit.exporters.precision.cost import PrecisionCost, measure_cost
 from deploykit.exporters.precision.float16_rounding import with_explicit_rounding
 from deploykit.exporters.precision.options import PrecisionOptions
@@ -31,6 +31,7 @@ def lower_precision(
     spec: ModelSpec,
     reference: Backend,
     images: Sequence[Image],
+    calibration: tuple[Sequence[Image], str],
     config: Config,
     options: PrecisionOptions,
     step: Callable[[str], AbstractContextManager[Any]],
@@ -42,16 +43,17 @@ def lower_precision(
         spec: What it is.
         reference: The same graph, running.
         images: To measure the drift on.
-        config: The model's config, for calibration images and the validation set.
+        calibration: To measure ranges on, see ``calibration_images``.
+        config: The model's config, for the validation set.
         options: The precision.
         step: Called with the name of each step; the step runs inside the context it returns.
 
     Raises:
         PrecisionError: It costs more mAP than it may.
         ExportError: The graph cannot be converted.
-        UsageError: The options do not fit the model, or there are no images to calibrate on.
+        UsageError: The options do not fit the model.
     """
-    chosen, source = calibration_images(options, config)
+    chosen, source = calibration
     with step(f"rewrite in {options.precision} ({source})"):
         feeds = graph_inputs(chosen, spec.input)
         converted, record = apply_precision(model, options, feeds, source)
